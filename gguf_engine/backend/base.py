@@ -1,0 +1,151 @@
+"""
+Token ids to logits rows: what an engine needs of a model, and nothing else.
+
+Whoever implements `Backend` passes `tests/unit/backend_contract.py`. All calls come from one thread.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]
+"""
+(n_outputs or more, n_vocab) float32, C-contiguous, writable, valid until the next `forward`. Rows past
+n_outputs hold nothing: a backend may hand out the same array for every batch.
+"""
+
+
+class Batch:
+    """
+    The tokens of one forward pass as parallel arrays, in the order they were added.
+
+    Attributes:
+        token_ids, positions, slots: (n_tokens,) int32.
+        outputs: (n_tokens,) int8; 1 where the row of logits is wanted.
+        n_outputs: How many are wanted.
+    """
+
+    __slots__ = ("n_outputs", "outputs", "positions", "slots", "token_ids")
+
+    def __init__(self) -> None:
+        self.token_ids = array("i")
+        self.positions = array("i")
+        self.slots = array("i")
+        self.outputs = array("b")
+        self.n_outputs = 0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def add(self, slot: int, start: int, token_ids: Sequence[int], n_outputs: int) -> None:
+        """
+        Add a run of one slot's tokens at positions start, start + 1, ...
+
+        Args:
+            slot: The sequence they belong to.
+            start: Position of the first; what the slot holds so far ends right before it.
+            token_ids: At least one.
+            n_outputs: How many of the last ones want their logits, 0..len(token_ids).
+        """
+        n_tokens = len(token_ids)
+        self.token_ids.extend(token_ids)
+        self.slots.extend([slot] * n_tokens)
+        self.positions.extend(range(start, start + n_tokens))
+        self.outputs.extend([0] * (n_tokens - n_outputs))
+        self.outputs.extend([1] * n_outputs)
+        self.n_outputs += n_outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """
+    Where a loaded model landed.
+
+    Attributes:
+        device: The device chosen, e.g. "cpu" or "cuda:0".
+        reason: Why, in a sentence.
+        n_layers: Layers of the model, the output layer not counted.
+        n_layers_offloaded: How many of them are on a GPU.
+        weight_bytes, kv_cache_bytes, compute_bytes: Buffer sizes by llama.cpp's device name.
+    """
+
+    device: str
+    reason: str
+    n_layers: int
+    n_layers_offloaded: int
+    weight_bytes: dict[str, int]
+    kv_cache_bytes: dict[str, int]
+    compute_bytes: dict[str, int]
+
+
+class Backend(Protocol):
+    """
+    One loaded model with a KV cache of `n_slots` sequences.
+
+    Attributes:
+        n_vocab: Length of a logits row.
+        n_ctx: Positions a sequence may use.
+        n_ctx_train: Positions the model was trained for.
+        n_slots: Sequences that can live at once; slots are 0..n_slots-1.
+        n_cells: KV cells all slots share; a cell copied from another slot is not counted twice.
+        n_batch: Most tokens of one forward pass.
+        placement: Where it landed; None for a backend without devices.
+    """
+
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    n_slots: int
+    n_cells: int
+    n_batch: int
+    placement: Placement | None
+
+    def forward(self, batch: Batch) -> Rows:
+        """
+        Compute `batch`, store its keys and values, return the rows wanted, in batch order.
+
+        Raises:
+            ForwardAbortedError: `abort` was called; part of the batch may have been stored.
+            OutOfCellsError: No room for the batch; nothing was stored.
+            BackendError: Anything else; part of the batch may have been stored.
+        """
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """Keep the first `length` positions of a slot. False, and nothing changed: it cannot."""
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Give the empty `target` the first `length` positions of `source`. False: it cannot."""
+
+    def save(self, slot: int) -> bytes:
+        """Return the state of a slot."""
+
+    def load(self, slot: int, state: bytes) -> None:
+        """
+        Restore what `save` returned into an empty slot.
+
+        Raises:
+            BackendError: The state does not fit this model.
+        """
+
+    def abort(self) -> None:
+        """Make the forward pass under way, or else the next, end early. From any thread."""
+
+    def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:
+        """Return those of `candidates` that end a generation."""
+
+    def close(self) -> None:
+        """Free everything; twice is fine."""
+
+
+class ForwardAbortedError(Exception):
+    """A forward pass ended early because `abort` was called. Never leaves the engine."""
+
+
+class OutOfCellsError(Exception):
+    """No room in the KV cache for a batch. Never leaves the engine."""

@@ -1,0 +1,174 @@
+"""The devices that this machine and this build of llama.cpp have, and the choice among them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gguf_engine.errors import DeviceError
+
+DeviceKind = Literal["cpu", "gpu", "igpu", "accelerator"]
+
+# enum ggml_backend_dev_type of ggml-backend.h; 4 wraps other devices and is no choice of its own.
+_KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator"}
+# Our word, and the name under which ggml registers the back end.
+_FAMILIES = {"cuda": "CUDA", "rocm": "ROCm", "metal": "MTL", "vulkan": "Vulkan", "sycl": "SYCL"}
+_CMAKE_FLAGS = {
+    "cuda": "-DGGML_CUDA=on",
+    "rocm": "-DGGML_HIP=on",
+    "metal": "-DGGML_METAL=on",
+    "vulkan": "-DGGML_VULKAN=on",
+    "sycl": "-DGGML_SYCL=on",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """
+    One device of ggml.
+
+    Attributes:
+        name: What to pass as `device`: "cpu", "cuda:0", ...; an accelerator's own name.
+        kind: "cpu", "gpu" (own memory), "igpu" (shares host memory) or "accelerator" (helps the CPU).
+        description: The model of the device.
+        memory_total_bytes, memory_free_bytes: As the driver tells; 0 when it does not.
+        index: Its place in ggml's list.
+    """
+
+    name: str
+    kind: DeviceKind
+    description: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceChoice:
+    """The device taken, and why, in a sentence."""
+
+    device: Device
+    reason: str
+
+
+def read_devices(library: ctypes.CDLL) -> tuple[Device, ...]:
+    """
+    Ask ggml for its devices.
+
+    Args:
+        library: A loaded libllama; ggml's functions are found through its dependencies.
+    """
+    count = _function(library, "ggml_backend_dev_count", ctypes.c_size_t)
+    devices: list[Device] = []
+    n_of_family: dict[str, int] = {}
+    for index in range(count()):
+        handle = device_handle(library, index)
+        kind = _KINDS.get(_function(library, "ggml_backend_dev_type", ctypes.c_int)(handle))
+        if kind is None:
+            continue
+        registry = _function(library, "ggml_backend_dev_backend_reg", ctypes.c_void_p)(handle)
+        family = _text(_function(library, "ggml_backend_reg_name", ctypes.c_char_p)(registry))
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        memory = _function(library, "ggml_backend_dev_memory", None)
+        memory(handle, ctypes.byref(free), ctypes.byref(total))
+        number = n_of_family.get(family, 0)
+        n_of_family[family] = number + 1
+        own_name = _text(_function(library, "ggml_backend_dev_name", ctypes.c_char_p)(handle))
+        description = _function(library, "ggml_backend_dev_description", ctypes.c_char_p)(handle)
+        devices.append(
+            Device(
+                name=_name(kind, family, number, own_name),
+                kind=kind,
+                description=_text(description),
+                memory_total_bytes=total.value,
+                memory_free_bytes=free.value,
+                index=index,
+            )
+        )
+    return tuple(devices)
+
+
+def device_handle(library: ctypes.CDLL, index: int) -> int:
+    """Return ggml's `ggml_backend_dev_t` of a device, as an address."""
+    handle = _function(library, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)(index)
+    return int(handle)
+
+
+def _function(
+    library: ctypes.CDLL, name: str, returns: type | None, *takes: type
+) -> ctypes._NamedFuncPointer:
+    function = library[name]  # indexing makes a fresh object: nobody else's types are changed
+    function.restype = returns
+    if takes or returns is ctypes.c_size_t:
+        function.argtypes = takes
+    elif name == "ggml_backend_dev_memory":
+        function.argtypes = (ctypes.c_void_p,) * 3
+    else:
+        function.argtypes = (ctypes.c_void_p,)
+    return function
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")
+
+
+def _name(kind: DeviceKind, family: str, number: int, own_name: str) -> str:
+    if kind == "cpu":
+        return "cpu"
+    if kind == "accelerator":
+        return own_name
+    ours = {theirs: word for word, theirs in _FAMILIES.items()}
+    return f"{ours.get(family, family.lower())}:{number}"
+
+
+def choose(asked: str, devices: Sequence[Device]) -> DeviceChoice:
+    """
+    Return the device that `asked` means.
+
+    Args:
+        asked: "auto", "cpu", a family ("cuda", "metal", "vulkan", "rocm", "sycl": its first
+            device) or one of its devices ("cuda:1").
+        devices: What `read_devices` found.
+
+    Raises:
+        DeviceError: No such device: says what there is, and the install line that would change it.
+    """
+    gpus = [device for device in devices if device.kind in ("gpu", "igpu")]
+    cpu = next(device for device in devices if device.kind == "cpu")
+    if asked == "auto":
+        if not gpus:
+            return DeviceChoice(device=cpu, reason="auto took cpu: this llama.cpp build sees no GPU")
+        best = max(gpus, key=lambda gpu: (gpu.kind == "gpu", gpu.memory_free_bytes))
+        reason = f"auto took {best.name}: {best.description} has the most free memory of {len(gpus)} GPU(s)"
+        return DeviceChoice(device=best, reason=reason)
+    if asked == "cpu":
+        return DeviceChoice(device=cpu, reason="cpu was asked for")
+    for gpu in gpus:
+        if gpu.name in (asked, f"{asked}:0"):
+            return DeviceChoice(device=gpu, reason=f"{asked} was asked for")
+    raise _refusal(asked, [device.name for device in (cpu, *gpus)])
+
+
+def _refusal(asked: str, names: Sequence[str]) -> DeviceError:
+    there_is = f"this machine and this llama.cpp build have: {', '.join(names)}"
+    family, _, number = asked.partition(":")
+    if family not in _FAMILIES or (number and not number.isdigit()):
+        words = ", ".join(f"{word}[:N]" for word in _FAMILIES)
+        return DeviceError(asked, f"no such name; allowed: auto, cpu, {words}", there_is)
+    if any(name.startswith(f"{family}:") for name in names):
+        return DeviceError(asked, f"no device of that number; {there_is}", "run `gguf-engine devices`")
+    return DeviceError(
+        asked,
+        f"not in this llama.cpp build, or no driver for it; {there_is}",
+        f"to build with it: {install_line(family)}",
+    )
+
+
+def install_line(family: str) -> str:
+    """Return the command that builds llama-cpp-python with a device family."""
+    return (
+        f'CMAKE_ARGS="{_CMAKE_FLAGS[family]}" pip install --force-reinstall --no-deps --no-cache-dir '
+        "--no-binary llama-cpp-python llama-cpp-python"
+    )

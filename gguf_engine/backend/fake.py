@@ -1,0 +1,143 @@
+"""
+FakeBackend: a model without weights that notices mistakes.
+
+It keeps, per slot, the ids it was given at the positions it was given, and derives each logits row
+from a hash of what it holds. A token prefilled twice, a prefix reused one too far, a draft not rolled
+back: each changes the text. Public, so that whoever builds on the engine can test without a model.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+
+from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError, Placement, Rows
+from gguf_engine.errors import BackendError
+
+_CELL = tuple[int, int, int]  # unique number (shared by copies), position, id
+
+
+class FakeBackend:
+    """
+    A deterministic backend over hashes.
+
+    Args:
+        n_vocab: Length of a row.
+        end_id: An id that ends generations; None for never.
+        peak: Logit of the id that the hash prefers; the others lie in [0, 4).
+        forward_s: Seconds to spend in each forward pass; `abort` cuts them short.
+        can_truncate: False acts like a recurrent model: a slot is kept whole or dropped.
+        fail_after: Forward passes that succeed before one raises BackendError; None for never.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_vocab: int = 97,
+        n_ctx: int = 256,
+        n_slots: int = 8,
+        n_cells: int | None = None,
+        n_batch: int = 64,
+        end_id: int | None = None,
+        peak: float = 6.0,
+        forward_s: float = 0.0,
+        can_truncate: bool = True,
+        fail_after: int | None = None,
+    ) -> None:
+        self.n_vocab, self.n_ctx, self.n_ctx_train = n_vocab, n_ctx, n_ctx
+        self.n_slots, self.n_batch = n_slots, n_batch
+        self.n_cells = n_ctx if n_cells is None else n_cells
+        self.placement: Placement | None = None
+        self.n_forwards = 0
+        self.n_tokens = 0
+        self._end_id, self._peak, self._forward_s = end_id, peak, forward_s
+        self._can_truncate, self._fail_after = can_truncate, fail_after
+        self._cells: list[list[_CELL]] = [[] for _ in range(n_slots)]
+        self._next_cell = 0
+        self._abort = threading.Event()
+        self._closed = False
+
+    def forward(self, batch: Batch) -> Rows:
+        """Store the batch and return one hashed row per wanted position."""
+        assert not self._closed, "forward after close"
+        assert 0 < len(batch) <= self.n_batch, f"batch of {len(batch)}, n_batch is {self.n_batch}"
+        if self._fail_after is not None and self.n_forwards >= self._fail_after:
+            self._fail_after = None
+            raise BackendError(-3, "fault asked for")
+        if self._abort.wait(self._forward_s):
+            self._abort.clear()
+            self._store(batch, (len(batch) + 1) // 2)
+            raise ForwardAbortedError
+        used = len({cell[0] for slot in self._cells for cell in slot})
+        if used + len(batch) > self.n_cells:
+            raise OutOfCellsError
+        self.n_forwards += 1
+        self.n_tokens += len(batch)
+        return self._store(batch, len(batch))
+
+    def _store(self, batch: Batch, n_tokens: int) -> Rows:
+        rows = np.empty((batch.n_outputs, self.n_vocab), np.float32)  # (n_outputs, n_vocab)
+        n_rows = 0
+        for i in range(n_tokens):
+            slot, position, token_id = batch.slots[i], batch.positions[i], batch.token_ids[i]
+            assert 0 <= slot < self.n_slots, f"slot {slot}"
+            assert 0 <= position < self.n_ctx, f"position {position}"
+            assert 0 <= token_id < self.n_vocab, f"token id {token_id}"
+            self._cells[slot].append((self._next_cell, position, token_id))
+            self._next_cell += 1
+            if batch.outputs[i]:
+                self._fill(rows[n_rows], slot)
+                n_rows += 1
+        return rows
+
+    def _fill(self, row: Rows, slot: int) -> None:
+        key = hash(tuple((position, token_id) for _, position, token_id in self._cells[slot]))
+        random = np.random.Generator(np.random.PCG64(key & (2**63 - 1)))
+        row[:] = random.random(self.n_vocab, dtype=np.float32) * 4
+        row[int(random.integers(self.n_vocab))] = self._peak
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """Drop everything a slot holds from the `length`-th entry on."""
+        if not self._can_truncate and 0 < length < len(self._cells[slot]):
+            return False
+        del self._cells[slot][length:]
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Share the first `length` entries of `source` with the empty `target`."""
+        assert not self._cells[target], "copy into a slot that is not empty"
+        if not self._can_truncate and length != len(self._cells[source]):
+            return False
+        self._cells[target] = self._cells[source][:length]
+        return True
+
+    def save(self, slot: int) -> bytes:
+        """Return what a slot holds, as JSON."""
+        return json.dumps([cell[1:] for cell in self._cells[slot]]).encode()
+
+    def load(self, slot: int, state: bytes) -> None:
+        """Restore what `save` returned."""
+        assert not self._cells[slot], "load into a slot that is not empty"
+        for position, token_id in json.loads(state):
+            self._cells[slot].append((self._next_cell, position, token_id))
+            self._next_cell += 1
+
+    def held(self, slot: int) -> list[int]:
+        """Return the ids a slot holds, for tests."""
+        return [token_id for _, _, token_id in self._cells[slot]]
+
+    def abort(self) -> None:
+        """Cut the forward pass short."""
+        self._abort.set()
+
+    def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:
+        """Return the end id of this fake, candidate or not."""
+        del candidates
+        return frozenset() if self._end_id is None else frozenset({self._end_id})
+
+    def close(self) -> None:
+        """Refuse further forward passes."""
+        self._closed = True

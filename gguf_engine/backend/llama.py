@@ -1,0 +1,276 @@
+"""
+LlamaBackend: llama.cpp behind the `Backend` protocol. The only file that imports llama_cpp.
+
+Every pointer, callback and C structure of llama.cpp lives and dies here. It is called from one
+thread; `abort` alone may come from any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError, Placement, Rows
+from gguf_engine.backend.devices import Device, DeviceChoice, choose, device_handle, read_devices
+from gguf_engine.backend.log import LogTail, read_placement
+from gguf_engine.backend.processors import usable_processors
+from gguf_engine.errors import BackendError, ModelLoadError, OptionError
+from gguf_engine.params import EngineParams
+
+# libgomp spins 30 billion times at a barrier by default, which takes a busy neighbour's core away
+# from itself: decoding fell to a tenth. A bounded spin keeps the idle speed.
+_SPIN = {"GOMP_SPINCOUNT": "1000"}
+_USERS_SPIN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+# Without it a ggml abort starts a debugger to print its backtrace.
+_NO_DEBUGGER = {"GGML_NO_BACKTRACE": "1"}
+
+_GGML_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
+MAX_N_CTX_BY_DEFAULT = 8192
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables that libraries read while they load, and leave the process as it was."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def _load_library() -> Any:
+    spin = {} if any(name in os.environ for name in _USERS_SPIN) else _SPIN
+    with _environment({**spin, **_NO_DEBUGGER}):
+        import llama_cpp.llama_cpp as library
+
+        library.llama_backend_init()
+    return library
+
+
+_llama = _load_library()
+_log = LogTail()
+# A callback that is collected while C still holds it is a crash: these live as long as the module.
+_log_callback = _llama.llama_log_callback(_log.write)
+_llama.llama_log_set(_log_callback, None)
+
+
+def list_devices() -> tuple[Device, ...]:
+    """Return the devices of this machine that this llama.cpp build can use."""
+    return read_devices(_llama._lib)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions and processor features of the llama.cpp build in use."""
+    import llama_cpp
+
+    return {
+        "llama_cpp_python": llama_cpp.__version__,
+        "llama_cpp": _llama.llama_version().decode(),
+        "system_info": _llama.llama_print_system_info().decode().strip(),
+    }
+
+
+class LlamaBackend:
+    """
+    A GGUF file loaded into llama.cpp.
+
+    Args:
+        path: The file; its checks are the loader's business.
+        params: Where and how large; see EngineParams.
+        progress: Called with 0..1 while weights load; returning False ends the load.
+
+    Raises:
+        DeviceError: `params.device` is not there.
+        OptionError: `params.n_ctx` or `n_cells` does not fit the model.
+        ModelLoadError: llama.cpp refused the file, or the load was ended.
+    """
+
+    def __init__(
+        self, path: Path, params: EngineParams, progress: Callable[[float], bool] | None = None
+    ) -> None:
+        self._abort_flag = ctypes.c_int32(0)
+        self._model: int | None = None
+        self._context: int | None = None
+        choice = choose(params.device, list_devices())
+        with _log.capture() as lines:
+            try:
+                self._load_model(path, params, choice, progress)
+                self._make_context(path, params, choice)
+            except BaseException:
+                self.close()
+                raise
+        self.placement: Placement | None = read_placement(
+            lines, choice.device.name, choice.reason, int(_llama.llama_model_n_layer(self._model))
+        )
+
+    def _load_model(
+        self,
+        path: Path,
+        params: EngineParams,
+        choice: DeviceChoice,
+        progress: Callable[[float], bool] | None,
+    ) -> None:
+        model_params = _llama.llama_model_default_params()
+        on_cpu = choice.device.kind == "cpu"
+        handles = [] if on_cpu else [device_handle(_llama._lib, choice.device.index)]
+        device_list = (ctypes.c_void_p * (len(handles) + 1))(*handles, None)  # NULL-terminated
+        model_params.devices = ctypes.cast(device_list, ctypes.c_void_p)
+        n_gpu_layers = params.n_gpu_layers
+        if on_cpu and n_gpu_layers:
+            raise OptionError("n_gpu_layers", n_gpu_layers, "0 or None on cpu", choice.reason)
+        model_params.n_gpu_layers = 0 if on_cpu else -1 if n_gpu_layers is None else n_gpu_layers
+        model_params.load_mode = (
+            _llama.LLAMA_LOAD_MODE_MMAP if params.use_mmap else _llama.LLAMA_LOAD_MODE_NONE
+        )
+        callback = _llama.llama_progress_callback(
+            lambda done, _: True if progress is None else bool(progress(done))
+        )
+        model_params.progress_callback = callback
+        self._model = _llama.llama_model_load_from_file(os.fsencode(path), model_params)
+        if not self._model:
+            raise ModelLoadError(str(path), "it refused the file or ran out of memory", _log.errors())
+
+    def _make_context(self, path: Path, params: EngineParams, choice: DeviceChoice) -> None:
+        self.n_ctx_train = int(_llama.llama_model_n_ctx_train(self._model))
+        self.n_ctx = params.n_ctx or min(self.n_ctx_train, MAX_N_CTX_BY_DEFAULT)
+        if self.n_ctx > self.n_ctx_train:
+            raise OptionError(
+                "n_ctx", self.n_ctx, f"8..{self.n_ctx_train}, what {path.name} was trained for"
+            )
+        self.n_cells = params.n_cells or self.n_ctx
+        if self.n_cells < self.n_ctx:
+            raise OptionError("n_cells", self.n_cells, f"n_ctx ({self.n_ctx}) or more")
+        self.n_slots = params.n_slots
+        self.n_batch = params.n_batch
+        n_threads = params.n_threads or usable_processors()
+        context_params = _llama.llama_context_default_params()
+        # llama.cpp rounds up; what is over the n_cells asked for is not used.
+        context_params.n_ctx = self.n_cells
+        context_params.n_batch = self.n_batch
+        context_params.n_ubatch = self.n_batch
+        context_params.n_seq_max = self.n_slots
+        context_params.kv_unified = True
+        context_params.n_threads = n_threads
+        context_params.n_threads_batch = params.n_threads_batch or n_threads
+        context_params.type_k = context_params.type_v = _GGML_TYPES[params.kv_cache_type]
+        context_params.offload_kqv = context_params.op_offload = choice.device.kind != "cpu"
+        context_params.no_perf = True
+        self._context = _llama.llama_init_from_model(self._model, context_params)
+        if not self._context:
+            raise ModelLoadError(str(path), f"no memory for {self.n_cells} KV cells", _log.errors())
+        self._vocab = _llama.llama_model_get_vocab(self._model)
+        self.n_vocab = int(_llama.llama_vocab_n_tokens(self._vocab))
+        self._memory = _llama.llama_get_memory(self._context)
+        self._make_batch()
+
+    def _make_batch(self) -> None:
+        """Allocate llama.cpp's batch once; `forward` copies four arrays into it."""
+        n = self.n_batch
+        self._batch = batch = _llama.llama_batch()
+        self._tokens = (ctypes.c_int32 * n)()
+        self._positions = (ctypes.c_int32 * n)()
+        self._slots = (ctypes.c_int32 * n)()
+        self._outputs = (ctypes.c_int8 * n)()
+        one_each = (ctypes.c_int32 * n)(*([1] * n))
+        size = ctypes.sizeof(ctypes.c_int32)
+        int_pointer = ctypes.POINTER(ctypes.c_int32)
+        base = ctypes.addressof(self._slots)
+        each = (int_pointer * n)(*(ctypes.cast(base + size * i, int_pointer) for i in range(n)))
+        batch.token = ctypes.cast(self._tokens, int_pointer)
+        batch.pos = ctypes.cast(self._positions, int_pointer)
+        batch.n_seq_id = ctypes.cast(one_each, int_pointer)
+        batch.seq_id = ctypes.cast(each, ctypes.POINTER(int_pointer))
+        batch.logits = ctypes.cast(self._outputs, ctypes.POINTER(ctypes.c_int8))
+        arrays = (self._tokens, self._positions, self._slots, self._outputs)
+        self._targets = tuple(ctypes.addressof(array) for array in arrays)
+        self._alive = (one_each, each)  # C holds their addresses
+        self._decode = _llama.llama_decode
+        self._get_logits = _llama._lib["llama_get_logits"]  # a fresh object: restype is ours
+        self._get_logits.restype = ctypes.c_void_p
+        self._get_logits.argtypes = (ctypes.c_void_p,)
+        self._logits_address = 0
+        self._logits: Rows = np.empty((0, self.n_vocab), np.float32)
+
+    def forward(self, batch: Batch) -> Rows:
+        """See Backend.forward."""
+        n_tokens = len(batch)
+        assert 0 < n_tokens <= self.n_batch, f"batch of {n_tokens}, n_batch is {self.n_batch}"
+        move = ctypes.memmove
+        tokens, positions, slots, outputs = self._targets
+        move(tokens, batch.token_ids.buffer_info()[0], 4 * n_tokens)
+        move(positions, batch.positions.buffer_info()[0], 4 * n_tokens)
+        move(slots, batch.slots.buffer_info()[0], 4 * n_tokens)
+        move(outputs, batch.outputs.buffer_info()[0], n_tokens)
+        self._batch.n_tokens = n_tokens
+        status = self._decode(self._context, self._batch)
+        # Read the code before the logits: after a failure the old row is still there.
+        if status:
+            self._raise(status, n_tokens)
+        return self._rows(batch.n_outputs)
+
+    def _rows(self, n_outputs: int) -> Rows:
+        address = self._get_logits(self._context)
+        if address != self._logits_address or n_outputs > len(self._logits):
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+            self._logits = np.ctypeslib.as_array(pointer, (n_outputs, self.n_vocab))
+            self._logits_address = address
+        return self._logits
+
+    def _raise(self, status: int, n_tokens: int) -> None:
+        if status == 1:
+            raise OutOfCellsError
+        if status == 2:
+            self._abort_flag.value = 0
+            raise ForwardAbortedError
+        raise BackendError(status, f"llama.cpp failed on a batch of {n_tokens} tokens: {_log.errors()}")
+
+    def abort(self) -> None:
+        """See Backend.abort."""
+        self._abort_flag.value = 1
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """See Backend.truncate."""
+        return bool(_llama.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """See Backend.copy. The cells are shared: the cache is unified."""
+        if _llama.llama_model_is_recurrent(self._model) or _llama.llama_model_is_hybrid(self._model):
+            return False
+        _llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return True
+
+    def save(self, slot: int) -> bytes:
+        """See Backend.save."""
+        size = int(_llama.llama_state_seq_get_size(self._context, slot))
+        buffer = (ctypes.c_uint8 * size)()
+        written = _llama.llama_state_seq_get_data(self._context, buffer, size, slot)
+        return bytes(buffer[:written])
+
+    def load(self, slot: int, state: bytes) -> None:
+        """See Backend.load."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not _llama.llama_state_seq_set_data(self._context, buffer, len(state), slot):
+            raise BackendError(0, f"a state of {len(state)} bytes does not fit this model")
+
+    def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:
+        """See Backend.end_ids."""
+        is_end = _llama.llama_vocab_is_eog
+        return frozenset(i for i in candidates if 0 <= i < self.n_vocab and is_end(self._vocab, i))
+
+    def close(self) -> None:
+        """Free the context, then the model: llama.cpp crashes in the other order."""
+        context, self._context = self._context, None
+        model, self._model = self._model, None
+        if context:
+            _llama.llama_free(context)
+        if model:
+            _llama.llama_model_free(model)

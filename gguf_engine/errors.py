@@ -1,0 +1,156 @@
+"""
+Every error this package raises on purpose.
+
+    GGUFEngineError
+    ├── OptionError            an option out of range, of the wrong type or unknown (also a ValueError)
+    ├── ModelError             a model that cannot be used
+    │   ├── ModelNotFoundError     no such name, file, repository or revision
+    │   ├── ModelFileError         bytes that are not a model llama.cpp can load safely
+    │   └── ModelLoadError         llama.cpp itself refused the file
+    ├── HubError               a download that failed; has a stable code
+    ├── TokenizerError         a tokenizer that is broken, missing or not the model's
+    ├── TemplateError          a chat template that is missing or fails
+    ├── DeviceError            a device that this machine or this build does not have
+    ├── PromptTooLongError     more prompt than context
+    ├── SamplingError          a logits row that cannot be sampled
+    ├── BackendError           llama.cpp failed during a forward pass
+    └── EngineClosedError      use after close, or in another process than the one that loaded
+
+Attributes hold the facts; the message is one sentence made of them: what happened, the value, what
+is allowed, what to do. Errors survive pickling, so they can cross a process boundary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class GGUFEngineError(Exception):
+    """The root: `except GGUFEngineError` catches everything this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from class, message and attributes: `__init__` takes facts, not the message."""
+        return (_rebuild, (type(self), self.args, dict(self.__dict__)))
+
+
+def _rebuild(kind: type[GGUFEngineError], args: tuple[Any, ...], facts: dict[str, Any]) -> GGUFEngineError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+def _sentence(what: str, help_: str) -> str:
+    return f"{what}; {help_}" if help_ else what
+
+
+class OptionError(GGUFEngineError, ValueError):
+    """An option holds a value outside its range."""
+
+    def __init__(self, option: str, value: object, allowed: str, help: str = "") -> None:  # noqa: A002
+        self.option, self.value, self.allowed, self.help = option, value, allowed, help
+        super().__init__(_sentence(f"{option} is {value!r}; allowed: {allowed}", help))
+
+
+class ModelError(GGUFEngineError):
+    """A model that cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """No model of this name, or no such file, repository or revision."""
+
+    def __init__(self, model: str, what: str, help: str = "") -> None:  # noqa: A002
+        self.model, self.what, self.help = model, what, help
+        super().__init__(_sentence(f"model {model!r}: {what}", help))
+
+
+class ModelFileError(ModelError):
+    """
+    A file that is not a usable GGUF.
+
+    Attributes:
+        path: The file, as it was named.
+        code: A stable identifier such as "magic", "truncated", "tensor_type".
+        where: The key, tensor or byte offset concerned; "" for the file as a whole.
+        what: What was found there, with the value.
+    """
+
+    def __init__(self, path: str, code: str, where: str, what: str, help: str = "") -> None:  # noqa: A002
+        self.path, self.code, self.where, self.what, self.help = path, code, where, what, help
+        place = f"{path}: {where}" if where else path
+        super().__init__(_sentence(f"{place}: {what}", help) + f" [{code}]")
+
+
+class ModelLoadError(ModelError):
+    """llama.cpp refused a file that the checks of this package had let pass."""
+
+    def __init__(self, path: str, what: str, log_tail: str = "") -> None:
+        self.path, self.what, self.log_tail = path, what, log_tail
+        super().__init__(_sentence(f"llama.cpp could not load {path}: {what}", log_tail))
+
+
+class HubError(GGUFEngineError):
+    """
+    A download that failed.
+
+    Attributes:
+        code: One of not_found, gated, auth, revision, offline, network, timeout, disk_full,
+            integrity, busy.
+    """
+
+    def __init__(self, code: str, what: str, help: str = "") -> None:  # noqa: A002
+        self.code, self.what, self.help = code, what, help
+        super().__init__(_sentence(what, help) + f" [{code}]")
+
+
+class TokenizerError(GGUFEngineError):
+    """A tokenizer that is broken, missing, or does not belong to the model."""
+
+
+class TemplateError(GGUFEngineError):
+    """A chat template that is missing, too large, or fails on these messages."""
+
+
+class DeviceError(GGUFEngineError):
+    """A device that this machine, or this build of llama.cpp, does not have."""
+
+    def __init__(self, device: str, what: str, help: str = "") -> None:  # noqa: A002
+        self.device, self.what, self.help = device, what, help
+        super().__init__(_sentence(f"device {device!r}: {what}", help))
+
+
+class PromptTooLongError(GGUFEngineError, ValueError):
+    """A prompt that leaves no room for an answer."""
+
+    def __init__(self, n_prompt: int, n_ctx: int, n_ctx_train: int) -> None:
+        self.n_prompt, self.n_ctx, self.n_ctx_train = n_prompt, n_ctx, n_ctx_train
+        wanted = n_ctx
+        while wanted <= n_prompt:
+            wanted *= 2
+        way_out = (
+            f"shorten it or load with n_ctx={min(wanted, n_ctx_train)}"
+            if n_ctx_train > n_prompt
+            else f"shorten it: the model itself was trained for {n_ctx_train}"
+        )
+        super().__init__(f"prompt is {n_prompt} tokens, the context holds {n_ctx}; {way_out}")
+
+
+class SamplingError(GGUFEngineError):
+    """A logits row that cannot be sampled: NaN or +inf in it, or every id masked."""
+
+
+class BackendError(GGUFEngineError):
+    """
+    A forward pass that failed.
+
+    Attributes:
+        status: The return code of `llama_decode`.
+    """
+
+    def __init__(self, status: int, what: str) -> None:
+        self.status, self.what = status, what
+        super().__init__(f"{what} (llama_decode returned {status})")
+
+
+class EngineClosedError(GGUFEngineError):
+    """The engine was closed, or is used in a process that did not load it."""

@@ -1,0 +1,149 @@
+"""Stream and AsyncStream: the pieces of one request, as an iterator that can be dropped at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+
+from gguf_engine.engine.sequence import Deliver, Sequence
+from gguf_engine.engine.worker import EngineWorker
+from gguf_engine.outputs import Completion, Piece, TokenLogprob
+
+Delivered = Piece | BaseException
+
+
+class _Request:
+    """What both kinds of stream share: a submitted sequence, and how to end it."""
+
+    def __init__(
+        self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence], deliver: Deliver
+    ) -> None:
+        self._is_done = True  # until it is submitted, there is nothing to cancel
+        self._worker = worker
+        self._sequence = make_sequence(deliver)
+        worker.submit(self._sequence)
+        self._is_done = False
+
+    @property
+    def seed(self) -> int:
+        """What the draws of this request are made with."""
+        return self._sequence.seed
+
+    def _take(self, delivered: Delivered) -> Piece:
+        if isinstance(delivered, BaseException):
+            self._is_done = True
+            raise delivered
+        if delivered.finish_reason is not None:
+            self._is_done = True
+        return delivered
+
+    def cancel(self) -> None:
+        """End the request; the pieces up to its last one, "cancelled", can still be read."""
+        if not self._is_done:
+            self._worker.cancel(self._sequence)
+
+    def close(self) -> None:
+        """End the request and the iteration; twice is fine. Dropping the stream does the same."""
+        self.cancel()
+        self._is_done = True
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_done", True):
+            self.close()
+
+
+class Stream(_Request, Iterator[Piece]):
+    """
+    The pieces of one request as they are made.
+
+    Leave the loop whenever you like: closing or dropping the stream frees its slot.
+    """
+
+    def __init__(self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence]) -> None:
+        self._queue: queue.SimpleQueue[Delivered] = queue.SimpleQueue()
+        super().__init__(worker, make_sequence, self._queue.put)
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Piece:
+        if self._is_done:
+            raise StopIteration
+        return self._take(self._queue.get())
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def completion(self) -> Completion:
+        """
+        Wait for the end and return the whole answer.
+
+        An exception in the waiting thread, Ctrl-C for one, ends the request.
+        """
+        try:
+            return join(list(self), self.seed)
+        finally:
+            self.close()
+
+
+class AsyncStream(_Request, AsyncIterator[Piece]):
+    """The same for asyncio: made inside a running event loop, and read there."""
+
+    def __init__(self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence]) -> None:
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Delivered] = asyncio.Queue()
+
+        def deliver(delivered: Delivered) -> None:
+            # A loop that was closed meanwhile has nobody left who reads.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(pieces.put_nowait, delivered)
+
+        self._queue = pieces
+        super().__init__(worker, make_sequence, deliver)
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._is_done:
+            raise StopAsyncIteration
+        try:
+            delivered = await self._queue.get()
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        return self._take(delivered)
+
+    async def aclose(self) -> None:
+        """End the request and the iteration."""
+        self.close()
+
+
+def join(pieces: list[Piece], seed: int) -> Completion:
+    """Return the answer that a finished stream's pieces make."""
+    last = pieces[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
+    assert last.timings is not None
+    sampled = [piece for piece in pieces if piece.token_id is not None]
+    tops: tuple[tuple[TokenLogprob, ...], ...] = tuple(piece.top_logprobs for piece in sampled)
+    return Completion(
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(piece.token_id for piece in sampled if piece.token_id is not None),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        timings=last.timings,
+        seed=seed,
+        logprobs=tuple(piece.logprob for piece in sampled if piece.logprob is not None),
+        top_logprobs=tops if any(tops) else (),
+    )

@@ -1,0 +1,166 @@
+"""
+What must not change a text: company, preemption, speculation, a reused prefix.
+
+Equalities 3 to 5 of the architecture, bit for bit on FakeBackend, whose rows depend on everything a
+slot holds. Hypothesis chooses the requests, the machine's size and the interleaving.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from typing import Any
+
+from engine_samples import Request, alone, finish, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguf_engine.backend.fake import FakeBackend
+from gguf_engine.engine.engine import Engine
+
+N_VOCAB = 23  # small, so that drafts and prefixes hit by chance
+CTX = 96
+
+ids = st.integers(0, N_VOCAB - 1)
+prompts = st.lists(ids, min_size=1, max_size=60)
+requests = st.fixed_dictionaries(
+    {
+        "prompt_ids": prompts,
+        "seed": st.integers(0, 2**63 - 1),
+        "temperature": st.sampled_from([0.0, 0.7, 1.0, 1.5]),
+        "top_p": st.sampled_from([0.5, 0.95, 1.0]),
+        "max_tokens": st.integers(1, 40),
+        "repeat_penalty": st.sampled_from([1.0, 1.2]),
+    }
+)
+
+
+def machine(**sizes: Any) -> dict[str, Any]:
+    return {"n_vocab": N_VOCAB, "n_ctx": CTX, "n_batch": 32, "end_id": 0, **sizes}
+
+
+class Guesses:
+    """A proposer that is right as often as `p_right` says, and knows the answer."""
+
+    n_max = 6
+
+    def __init__(self, answer: tuple[int, ...], n_prompt: int, p_right: float, seed: int) -> None:
+        self.answer, self.n_prompt, self.p_right = answer, n_prompt, p_right
+        self.random = random.Random(seed)
+
+    def propose(self, ids: array[int], k: int) -> list[int]:
+        ahead = self.answer[len(ids) - self.n_prompt :][:k]
+        return [i if self.random.random() < self.p_right else self.random.randrange(N_VOCAB) for i in ahead]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    wanted=st.lists(requests, min_size=2, max_size=6),
+    n_slots=st.integers(1, 5),
+    n_cells=st.integers(CTX, 3 * CTX),
+    can_truncate=st.booleans(),
+    gaps=st.lists(st.integers(0, 4), min_size=6, max_size=6),
+)
+def test_a_request_in_any_company_gives_what_it_gives_alone(
+    wanted: list[dict[str, Any]], n_slots: int, n_cells: int, can_truncate: bool, gaps: list[int]
+) -> None:
+    engine = Engine(FakeBackend(**machine(n_slots=n_slots, n_cells=n_cells, can_truncate=can_truncate)))
+    together = []
+    for options, gap in zip(wanted, gaps, strict=False):
+        request = Request(engine, **options)
+        engine.submit(request.sequence)
+        together.append(request)
+        for _ in range(gap):
+            engine.step()
+    finish(engine)
+    for options, request in zip(wanted, together, strict=True):
+        assert request.completion.token_ids == alone(backend=machine(), **options).token_ids
+
+
+@settings(max_examples=100, deadline=None)
+@given(wanted=st.lists(requests, min_size=2, max_size=4), cuts=st.lists(st.integers(0, 12), max_size=8))
+def test_a_preempted_request_goes_on_with_the_same_text(
+    wanted: list[dict[str, Any]], cuts: list[int]
+) -> None:
+    engine = Engine(FakeBackend(**machine(n_slots=4, n_cells=4 * CTX)))
+    together = [Request(engine, **options) for options in wanted]
+    for request in together:
+        engine.submit(request.sequence)
+    for cut in cuts:
+        for _ in range(cut):
+            engine.step()
+        if engine.scheduler.running:
+            engine.scheduler.preempt_youngest()
+    finish(engine)
+    for options, request in zip(wanted, together, strict=True):
+        assert request.completion.token_ids == alone(backend=machine(), **options).token_ids
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    options=requests,
+    p_right=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    seed=st.integers(0, 1000),
+    can_truncate=st.booleans(),
+)
+def test_speculation_gives_the_text_of_plain_decoding(
+    options: dict[str, Any], p_right: float, seed: int, can_truncate: bool
+) -> None:
+    plain = alone(backend=machine(), **options)
+    engine = Engine(FakeBackend(**machine(can_truncate=can_truncate)))
+    guesses = Guesses(plain.token_ids, len(options["prompt_ids"]), p_right, seed)
+    request = Request(engine, proposer=guesses, **options)
+    run(engine, request)
+    assert request.completion.token_ids == plain.token_ids
+    assert request.completion.text == plain.text
+
+
+def test_right_guesses_save_forward_passes() -> None:
+    options: dict[str, Any] = {"prompt_ids": [1, 2], "max_tokens": 30, "temperature": 1.0}
+    plain = alone(backend=machine(end_id=None), **options)
+    backend = FakeBackend(**machine(end_id=None))
+    engine = Engine(backend)
+    request = Request(engine, proposer=Guesses(plain.token_ids, 2, 1.0, 0), **options)
+    run(engine, request)
+    # One pass for the prompt and its first id, then 29 ids in passes of at most 1 + 6.
+    assert backend.n_forwards == 1 + 5
+    assert request.completion.timings.n_accepted == request.completion.timings.n_drafted == 24
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    first=requests,
+    second=requests,
+    n_shared=st.integers(0, 60),
+    n_slots=st.integers(1, 3),
+    overlap=st.booleans(),
+)
+def test_a_reused_prefix_gives_the_text_of_an_empty_cache(
+    first: dict[str, Any], second: dict[str, Any], n_shared: int, n_slots: int, overlap: bool
+) -> None:
+    shared = first["prompt_ids"][:n_shared]
+    second = {**second, "prompt_ids": (shared + second["prompt_ids"])[: CTX - 1]}
+    engine = Engine(FakeBackend(**machine(n_slots=n_slots, n_cells=2 * CTX)))
+    before, after = Request(engine, **first), Request(engine, **second)
+    engine.submit(before.sequence)
+    if overlap:
+        engine.step()
+    else:
+        finish(engine)
+    run(engine, after)
+    assert after.completion.token_ids == alone(backend=machine(), **second).token_ids
+    assert after.completion.usage.n_cached <= len(second["prompt_ids"]) - 1
+
+
+def test_a_second_turn_computes_only_what_is_new() -> None:
+    backend = FakeBackend(**machine(end_id=None))
+    engine = Engine(backend)
+    first = Request(engine, range(1, 21), max_tokens=10)
+    run(engine, first)
+    history = [*range(1, 21), *first.completion.token_ids]
+    before = backend.n_tokens
+    second = Request(engine, [*history, 3, 4, 5], max_tokens=1)
+    run(engine, second)
+    # The last id of the first answer was drawn, never computed.
+    assert second.completion.usage.n_cached == 29
+    assert backend.n_tokens - before == 4
