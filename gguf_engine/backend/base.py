@@ -1,7 +1,7 @@
 """
 Token ids to logits rows: what an engine needs of a model, and nothing else.
 
-Whoever implements `Backend` passes `tests/unit/backend_contract.py`. All calls come from one thread.
+Whoever implements `Backend` passes `tests/unit/test_backend_contract.py`. All calls come from one thread.
 """
 
 from __future__ import annotations

@@ -1,0 +1,146 @@
+"""One thread owns the engine: messages in, pieces out, whatever happens around it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterator
+
+import pytest
+from engine_samples import Request
+
+from gguf_engine.backend.fake import FakeBackend
+from gguf_engine.engine.engine import Engine
+from gguf_engine.engine.worker import EngineWorker
+from gguf_engine.errors import EngineClosedError
+from gguf_engine.outputs import Piece
+
+
+@pytest.fixture
+def worker() -> Iterator[EngineWorker]:
+    worker = EngineWorker(lambda: Engine(FakeBackend(n_ctx=4096, n_slots=4)))
+    worker.wait_until_ready()
+    yield worker
+    worker.close()
+
+
+def submit(worker: EngineWorker, **options: object) -> tuple[Request, queue.SimpleQueue[object]]:
+    request = worker.call(lambda engine: Request(engine, [1, 2], **options))
+    delivered: queue.SimpleQueue[object] = queue.SimpleQueue()
+    request.sequence.deliver = delivered.put
+    worker.submit(request.sequence)
+    return request, delivered
+
+
+def last(delivered: queue.SimpleQueue[object]) -> object:
+    while True:
+        item = delivered.get(timeout=20)
+        if not isinstance(item, Piece) or item.finish_reason is not None:
+            return item
+
+
+def test_a_request_runs_to_its_end(worker: EngineWorker) -> None:
+    _, delivered = submit(worker, max_tokens=5)
+    piece = last(delivered)
+    assert isinstance(piece, Piece)
+    assert piece.finish_reason == "length"
+
+
+def test_the_engine_is_made_and_used_in_one_thread() -> None:
+    seen: set[int] = set()
+
+    def make() -> Engine:
+        seen.add(threading.get_ident())
+        return Engine(FakeBackend())
+
+    worker = EngineWorker(make)
+    worker.call(lambda engine: seen.add(threading.get_ident()))
+    worker.close()
+    assert len(seen) == 1
+    assert threading.get_ident() not in seen
+
+
+def test_an_engine_that_cannot_be_made_raises_where_it_is_waited_for() -> None:
+    def fail() -> Engine:
+        raise RuntimeError("no")
+
+    worker = EngineWorker(fail)
+    with pytest.raises(RuntimeError, match="no"):
+        worker.wait_until_ready()
+    worker.close()
+
+
+def test_a_cancel_ends_a_running_request(worker: EngineWorker) -> None:
+    request, delivered = submit(worker, max_tokens=None)
+    delivered.get(timeout=20)
+    worker.cancel(request.sequence)
+    piece = last(delivered)
+    assert isinstance(piece, Piece)
+    assert piece.finish_reason == "cancelled"
+
+
+def test_a_cancel_interrupts_the_pass_under_way() -> None:
+    worker = EngineWorker(lambda: Engine(FakeBackend(forward_s=3600)))
+    worker.wait_until_ready()
+    request, delivered = submit(worker)
+    worker.cancel(request.sequence)
+    piece = last(delivered)
+    assert isinstance(piece, Piece)
+    assert piece.finish_reason == "cancelled"
+    worker.close()
+
+
+def test_closing_ends_running_requests_with_a_sentence() -> None:
+    worker = EngineWorker(lambda: Engine(FakeBackend(n_ctx=100_000, n_slots=1)))
+    _, running = submit(worker, max_tokens=None)
+    _, waiting = submit(worker, max_tokens=None)
+    running.get(timeout=20)
+    worker.close()
+    assert isinstance(last(running), EngineClosedError)
+    assert isinstance(last(waiting), EngineClosedError)
+
+
+def test_closing_twice_is_fine_and_use_after_it_is_an_error(worker: EngineWorker) -> None:
+    worker.close()
+    worker.close()
+    with pytest.raises(EngineClosedError, match="closed"):
+        worker.call(lambda engine: None)
+
+
+def test_a_bug_in_one_step_ends_the_requests_and_not_the_thread(
+    worker: EngineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    step = Engine.step
+
+    def broken(self: Engine) -> None:
+        if not calls:
+            calls.append(1)
+            raise ZeroDivisionError
+        step(self)
+
+    monkeypatch.setattr(Engine, "step", broken)
+    _, delivered = submit(worker)
+    assert isinstance(last(delivered), ZeroDivisionError)
+    _, delivered = submit(worker, max_tokens=2)
+    assert isinstance(last(delivered), Piece)
+
+
+def test_an_error_in_a_call_is_the_callers(worker: EngineWorker) -> None:
+    with pytest.raises(KeyError):
+        worker.call(lambda engine: {}["x"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_use_after_a_fork_is_an_error_and_never_a_hang(worker: EngineWorker) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            worker.call(lambda engine: None)
+        except EngineClosedError:
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
