@@ -119,14 +119,21 @@ class EngineWorker:
             engine.fail_all(EngineClosedError("the engine was closed while this request ran"))
             engine.close()
 
+    def _handle(self, engine: Engine) -> bool:
+        """Wait for a message and do it; False when it says to end."""
+        # A function of its own: a message kept in the loop's frame would keep what it refers to alive.
+        message = self._inbox.get()
+        if message is None:
+            return False
+        message(engine)
+        return True
+
     def _loop(self, engine: Engine) -> None:
         inbox = self._inbox
         while True:
             while not engine.has_work or not inbox.empty():
-                message = inbox.get()
-                if message is None:
+                if not self._handle(engine):
                     return
-                message(engine)
             try:
                 engine.step()
             except Exception as error:  # noqa: BLE001 - our bug: it ends the requests, not the thread
