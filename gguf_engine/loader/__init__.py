@@ -1,0 +1,1 @@
+"""A name to local files that may be trusted."""

@@ -1,0 +1,104 @@
+"""A clean environment, a cache of its own and no network beyond loopback, for every test."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakehub import FakeHub
+
+_OURS = ("HF_", "HUGGING", "TRANSFORMERS_", "GGUF_ENGINE_", "XDG_", "LLAMA_", "GGML_")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forget hub, proxy and engine settings; return the hub cache of this test."""
+    for name in list(os.environ):
+        if name.upper().startswith(_OURS) or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("hub-home")
+    monkeypatch.setenv("HF_HOME", str(home))
+    return home / "hub"
+
+
+def _is_local(address: object) -> bool:
+    if not isinstance(address, tuple):
+        return True  # a Unix socket
+    host = address[0]
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loopback_only() -> Iterator[None]:
+    """Fail a test that opens a connection to another machine or asks for another machine's address."""
+    patch = pytest.MonkeyPatch()
+    connect, connect_ex, lookup = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: socket.socket, address: object) -> Any:
+            if not _is_local(address):
+                pytest.fail(f"the test connects to {address!r}")
+            return original(self, address)
+
+        return call
+
+    def guarded_lookup(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name is not None and not _is_local((name,)):
+            pytest.fail(f"the test looks up {name!r}")
+        return lookup(host, *args, **kwargs)
+
+    patch.setattr(socket.socket, "connect", guarded(connect))
+    patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
+    patch.setattr(socket, "getaddrinfo", guarded_lookup)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that writes a small model, once for each set of options."""
+    from make_gguf import write_tiny_model
+
+    made: dict[tuple[tuple[str, Any], ...], Path] = {}
+
+    def make(**options: Any) -> Path:
+        key = tuple(sorted(options.items()))
+        if key not in made:
+            made[key] = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf", **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_tiny_model: Callable[..., Path]) -> Path:
+    """Return a two-layer phi3 with 512 SentencePiece-like tokens, a tokenizer.json beside it."""
+    return make_tiny_model(tokenizer=True)
+
+
+@pytest.fixture
+def fake_hub() -> Iterator[FakeHub]:
+    """Return an empty hub on loopback."""
+    with FakeHub() as hub:
+        yield hub
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests, saying why, where the installed llama.cpp build sees no GPU."""
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if wanted:
+        from gguf_engine.backend.llama import list_devices
+
+        names = ", ".join(device.name for device in list_devices())
+        if all(device.kind == "cpu" for device in list_devices()):
+            for item in wanted:
+                item.add_marker(pytest.mark.skip(reason=f"needs a GPU; this llama.cpp build has: {names}"))
