@@ -95,7 +95,7 @@ class HubError(GGUFEngineError):
 
     Attributes:
         code: One of not_found, gated, auth, revision, offline, network, timeout, disk_full,
-            integrity, busy.
+            integrity, busy, cache (the cache folder cannot be written).
     """
 
     def __init__(self, code: str, what: str, help: str = "") -> None:  # noqa: A002

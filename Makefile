@@ -1,0 +1,38 @@
+# What a person runs is what CI runs.
+
+.PHONY: help install test lint format bench ci clean
+
+help:
+	@echo "make install   install for development, native code included"
+	@echo "make test      every test but those that need a GPU"
+	@echo "make lint      ruff, mypy strict"
+	@echo "make format    let ruff rewrite what it can"
+	@echo "make bench     every benchmark, records appended"
+	@echo "make ci        what CI runs: a fresh environment, the README's commands, lint"
+
+install:
+	pip install -e '.[dev]'
+
+test:
+	pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+	mypy
+
+format:
+	ruff check --fix .
+	ruff format .
+
+bench:
+	python benchmarks/sampler.py --record
+	python benchmarks/detokenizer.py --record
+	python benchmarks/overhead.py --record
+	python benchmarks/batching.py --record
+
+ci:
+	.ci/run
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis gguf_engine/sampling/_native*.so gguf_engine/_native*.so

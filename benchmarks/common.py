@@ -1,0 +1,144 @@
+"""What the benchmarks share: the machine's card, medians, records, and a bare llama.cpp loop."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).resolve().parent / "records"
+
+
+def machine() -> dict[str, Any]:
+    """Return what ran this, read from the machine; no names of hosts or folders."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "n_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_1m": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "gguf_engine": version("gguf-engine"),
+        "llama_cpp_python": version("llama-cpp-python"),
+        "tokenizers": version("tokenizers"),
+        "numpy": version("numpy"),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Return median, quartiles and count of at least two samples."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "q1": low, "q3": high, "n": len(values)}
+
+
+def finish(benchmark: str, results: Any, record: bool) -> None:
+    """Print the JSON line that ends stdout, and append it to the records when asked."""
+    line = json.dumps({"benchmark": benchmark, "machine": machine(), "results": results})
+    if record:
+        RECORDS.mkdir(exist_ok=True)
+        with (RECORDS / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    print(line)
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class BareLoop:
+    """
+    The shortest honest ctypes loop over llama.cpp: decode, its own sampler chain, token to text.
+
+    One row a sequence, all sequences in step; the chain has the options and the order of our defaults:
+    repeat penalty 1.2 over the last 64 ids, temperature 1, draw.
+    """
+
+    def __init__(self, path: Path, *, n_ctx: int, n_slots: int, n_threads: int) -> None:
+        # The engine's own module, so that both run on one library under one OpenMP setting.
+        from gguf_engine.backend.llama import _llama as llama_cpp
+
+        self.lib = lib = llama_cpp
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self.model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        context = lib.llama_context_default_params()
+        context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, 512, 512
+        context.n_seq_max, context.kv_unified, context.no_perf = n_slots, True, True
+        context.n_threads = context.n_threads_batch = n_threads
+        self.context = lib.llama_init_from_model(self.model, context)
+        self.memory = lib.llama_get_memory(self.context)
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        self.n_vocab = lib.llama_vocab_n_tokens(self.vocab)
+        self.batch = lib.llama_batch_init(512, 0, 1)
+
+    def run(self, prompts: Sequence[Sequence[int]], n_tokens: int, seed: int) -> int:
+        """Give each prompt `n_tokens` more; return the bytes of text made."""
+        lib, batch = self.lib, self.batch
+        lib.llama_memory_clear(self.memory, False)
+        chains = [self._chain(seed + i) for i in range(len(prompts))]
+        rows = self._prefill(prompts)
+        piece = ctypes.create_string_buffer(64)
+        n_bytes = 0
+        for step in range(n_tokens):
+            batch.n_tokens = len(prompts)
+            for slot, chain in enumerate(chains):
+                token = lib.llama_sampler_sample(chain, self.context, rows[slot])
+                n_bytes += max(0, lib.llama_token_to_piece(self.vocab, token, piece, 64, 0, False))
+                self._put(slot, slot, len(prompts[slot]) + step, token, True)
+            if step < n_tokens - 1 and lib.llama_decode(self.context, batch) != 0:
+                raise RuntimeError("llama_decode failed")
+            rows = list(range(len(prompts)))
+        for chain in chains:
+            lib.llama_sampler_free(chain)
+        return n_bytes
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        rows, at = [], 0
+        for slot, prompt in enumerate(prompts):
+            for position, token in enumerate(prompt):
+                self._put(at, slot, position, token, position == len(prompt) - 1)
+                at += 1
+            rows.append(at - 1)
+        self.batch.n_tokens = at
+        if self.lib.llama_decode(self.context, self.batch) != 0:
+            raise RuntimeError("llama_decode failed")
+        return rows
+
+    def _put(self, at: int, slot: int, position: int, token: int, wanted: bool) -> None:
+        batch = self.batch
+        batch.token[at], batch.pos[at], batch.logits[at] = token, position, wanted
+        batch.n_seq_id[at], batch.seq_id[at][0] = 1, slot
+
+    def _chain(self, seed: int) -> Any:
+        lib = self.lib
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        for sampler in (
+            lib.llama_sampler_init_penalties(self.n_vocab, 64, 1.2, 0.0, 0.0),
+            lib.llama_sampler_init_temp(1.0),
+            lib.llama_sampler_init_dist(seed & 0xFFFFFFFF),
+        ):
+            lib.llama_sampler_chain_add(chain, sampler)
+        return chain
+
+    def close(self) -> None:
+        """Free the context, then the model."""
+        self.lib.llama_batch_free(self.batch)
+        self.lib.llama_free(self.context)
+        self.lib.llama_model_free(self.model)
