@@ -1,0 +1,1 @@
+"""A logits row to a token id."""
