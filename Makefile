@@ -35,4 +35,4 @@ ci:
 	.ci/run
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis gguf_engine/sampling/_native*.so gguf_engine/_native*.so
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis gguf_engine/sampling/_native*.so gguf_engine/backend/_native*.so

@@ -49,6 +49,7 @@ class LLM:
         template: Its chat template; None when there is none, which `chat` then says.
         metadata: The model file's metadata.
         model: Its name, for people.
+        abort_load: Makes `make_backend` give up soon: for a Ctrl-C while it loads.
     """
 
     def __init__(
@@ -59,12 +60,13 @@ class LLM:
         template: ChatTemplate | None = None,
         metadata: Mapping[str, Any] | None = None,
         model: str = "",
+        abort_load: Callable[[], None] = lambda: None,
     ) -> None:
         self.tokenizer = tokenizer
         self.metadata = {} if metadata is None else metadata
         self.model = model
         self._template = template
-        self._worker = EngineWorker(lambda: Engine(make_backend()))
+        self._worker = EngineWorker(lambda: Engine(make_backend()), abort_load)
         try:
             self._worker.wait_until_ready()
             self._learn()
@@ -160,11 +162,14 @@ class LLM:
 
             return LlamaBackend(files.weights, params, on_progress)
 
-        try:
-            return cls(make_backend, text, template=template, metadata=gguf.metadata, model=str(model))
-        except BaseException:
-            stop.set()
-            raise
+        return cls(
+            make_backend,
+            text,
+            template=template,
+            metadata=gguf.metadata,
+            model=str(model),
+            abort_load=stop.set,
+        )
 
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any

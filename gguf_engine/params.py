@@ -13,6 +13,7 @@ from gguf_engine.errors import OptionError
 
 SamplingOrder = Literal["standard", "llama.cpp"]
 KVCacheType = Literal["f16", "q8_0", "q4_0"]
+FlashAttention = Literal["auto", "on", "off"]
 
 MAX_TOP_LOGPROBS = 64
 MAX_SEED = 2**63 - 1
@@ -114,7 +115,12 @@ class EngineParams:
         n_threads: Threads of decode; None means the processors this process may use.
         n_threads_batch: Threads of prefill; None means as n_threads.
         kv_cache_type: "f16", "q8_0" or "q4_0".
+        flash_attention: "auto", "on" or "off". Off, the same request rounds the same in any company on
+            the CPU, so that a seed gives the same text there; on is faster. A quantized KV cache
+            needs it.
         use_mmap: Map the weights instead of reading them.
+        repack: Let llama.cpp rearrange the weights for its fastest CPU kernels. Costs a second copy
+            of them, and four or more requests at once then round otherwise than fewer do.
     """
 
     device: str = "auto"
@@ -126,7 +132,9 @@ class EngineParams:
     n_threads: int | None = None
     n_threads_batch: int | None = None
     kv_cache_type: KVCacheType = "f16"
+    flash_attention: FlashAttention = "auto"
     use_mmap: bool = True
+    repack: bool = False
 
     def __post_init__(self) -> None:
         _text("device", self.device, 'a name such as "auto", "cpu" or "cuda:0"')
@@ -140,7 +148,12 @@ class EngineParams:
         for name in ("n_threads", "n_threads_batch"):
             _optional_integer(name, getattr(self, name), "an integer in 1..512, or None", low=1, high=512)
         _choice("kv_cache_type", self.kv_cache_type, ("f16", "q8_0", "q4_0"))
-        _flag("use_mmap", self.use_mmap)
+        _choice("flash_attention", self.flash_attention, ("auto", "on", "off"))
+        if self.flash_attention == "off" and self.kv_cache_type != "f16":
+            allowed = f'"auto" or "on" with kv_cache_type={self.kv_cache_type!r}'
+            raise OptionError("flash_attention", self.flash_attention, allowed)
+        for name in ("use_mmap", "repack"):
+            _flag(name, getattr(self, name))
 
 
 _P = TypeVar("_P", SamplingParams, EngineParams)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gguf_engine.backend._native import ffi, lib
 from gguf_engine.errors import DeviceError
 
 DeviceKind = Literal["cpu", "gpu", "igpu", "accelerator"]
@@ -15,13 +17,6 @@ DeviceKind = Literal["cpu", "gpu", "igpu", "accelerator"]
 _KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator"}
 # Our word, and the name under which ggml registers the back end.
 _FAMILIES = {"cuda": "CUDA", "rocm": "ROCm", "metal": "MTL", "vulkan": "Vulkan", "sycl": "SYCL"}
-_CMAKE_FLAGS = {
-    "cuda": "-DGGML_CUDA=on",
-    "rocm": "-DGGML_HIP=on",
-    "metal": "-DGGML_METAL=on",
-    "vulkan": "-DGGML_VULKAN=on",
-    "sycl": "-DGGML_SYCL=on",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,16 +154,23 @@ def _refusal(asked: str, names: Sequence[str]) -> DeviceError:
         return DeviceError(asked, f"no such name; allowed: auto, cpu, {words}", there_is)
     if any(name.startswith(f"{family}:") for name in names):
         return DeviceError(asked, f"no device of that number; {there_is}", "run `gguf-engine devices`")
-    return DeviceError(
-        asked,
-        f"not in this llama.cpp build, or no driver for it; {there_is}",
-        f"to build with it: {install_line(family)}",
-    )
+    line = install_lines().get(family)
+    if line is None:
+        return DeviceError(asked, f"llama.cpp does not offer {family} on this system; {there_is}")
+    what = f"not in this llama.cpp build, or no driver for it; {there_is}"
+    return DeviceError(asked, what, f"to build with it: {line}")
 
 
-def install_line(family: str) -> str:
-    """Return the command that builds llama-cpp-python with a device family."""
-    return (
-        f'CMAKE_ARGS="{_CMAKE_FLAGS[family]}" pip install --force-reinstall --no-deps --no-cache-dir '
+def install_lines() -> dict[str, str]:
+    """
+    Return the commands that build llama-cpp-python with each device family that this system can have.
+
+    They come from `.cargo-free-build`, which was compiled into the native module.
+    """
+    settings = json.loads(ffi.string(lib.ge_build_settings()))
+    return {
+        family: f'CMAKE_ARGS="{arguments}" pip install --force-reinstall --no-deps --no-cache-dir '
         "--no-binary llama-cpp-python llama-cpp-python"
-    )
+        for family, arguments in settings["cmake_args"].items()
+        if family in _FAMILIES
+    }

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gguf_engine.backend._native import ffi, lib
 from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError, Placement, Rows
 from gguf_engine.backend.devices import Device, DeviceChoice, choose, device_handle, read_devices
 from gguf_engine.backend.log import LogTail, read_placement
@@ -30,6 +31,7 @@ _USERS_SPIN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 # Without it a ggml abort starts a debugger to print its backtrace.
 _NO_DEBUGGER = {"GGML_NO_BACKTRACE": "1"}
 
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _GGML_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
 MAX_N_CTX_BY_DEFAULT = 8192
 
@@ -57,6 +59,7 @@ def _load_library() -> Any:
 
 
 _llama = _load_library()
+_IS_SET = int(ffi.cast("uintptr_t", ffi.addressof(lib, "ge_is_set")))
 _log = LogTail()
 # A callback that is collected while C still holds it is a crash: these live as long as the module.
 _log_callback = _llama.llama_log_callback(_log.write)
@@ -79,6 +82,21 @@ def library_versions() -> dict[str, str]:
     }
 
 
+def _guarded(
+    progress: Callable[[float], bool] | None, raised: list[BaseException]
+) -> Callable[[float, object], bool]:
+    """Keep an exception of `progress` for later: one that C code sees is lost."""
+
+    def callback(done: float, _: object) -> bool:
+        try:
+            return progress is None or progress(done)
+        except BaseException as error:  # noqa: BLE001 - raised again when llama.cpp has returned
+            raised.append(error)
+            return False
+
+    return callback
+
+
 class LlamaBackend:
     """
     A GGUF file loaded into llama.cpp.
@@ -98,6 +116,7 @@ class LlamaBackend:
         self, path: Path, params: EngineParams, progress: Callable[[float], bool] | None = None
     ) -> None:
         self._abort_flag = ctypes.c_int32(0)
+        self._abort_callback = _llama.ggml_abort_callback(_IS_SET)
         self._model: int | None = None
         self._context: int | None = None
         choice = choose(params.device, list_devices())
@@ -131,11 +150,13 @@ class LlamaBackend:
         model_params.load_mode = (
             _llama.LLAMA_LOAD_MODE_MMAP if params.use_mmap else _llama.LLAMA_LOAD_MODE_NONE
         )
-        callback = _llama.llama_progress_callback(
-            lambda done, _: True if progress is None else bool(progress(done))
-        )
+        model_params.use_extra_bufts = params.repack
+        raised: list[BaseException] = []
+        callback = _llama.llama_progress_callback(_guarded(progress, raised))
         model_params.progress_callback = callback
         self._model = _llama.llama_model_load_from_file(os.fsencode(path), model_params)
+        if raised:
+            raise raised[0]
         if not self._model:
             raise ModelLoadError(str(path), "it refused the file or ran out of memory", _log.errors())
 
@@ -162,7 +183,10 @@ class LlamaBackend:
         context_params.n_threads = n_threads
         context_params.n_threads_batch = params.n_threads_batch or n_threads
         context_params.type_k = context_params.type_v = _GGML_TYPES[params.kv_cache_type]
+        context_params.flash_attn_type = _FLASH_ATTENTION[params.flash_attention]
         context_params.offload_kqv = context_params.op_offload = choice.device.kind != "cpu"
+        context_params.abort_callback = self._abort_callback
+        context_params.abort_callback_data = ctypes.addressof(self._abort_flag)
         context_params.no_perf = True
         self._context = _llama.llama_init_from_model(self._model, context_params)
         if not self._context:

@@ -28,14 +28,17 @@ class EngineWorker:
 
     Args:
         make_engine: Makes the engine, in that thread, so that one thread alone ever sees it.
+        abort_making: Makes `make_engine` give up soon; called by a `close` before it has ended.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+    def __init__(
+        self, make_engine: Callable[[], Engine], abort_making: Callable[[], None] = lambda: None
+    ) -> None:
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._pid = os.getpid()
         self._is_closed = False
         self._close_lock = threading.Lock()
-        self._abort: Callable[[], None] = lambda: None
+        self._abort = abort_making
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(make_engine,), name="gguf-engine", daemon=True

@@ -54,7 +54,6 @@ def test_a_number_means_that_device() -> None:
     ("asked", "says"),
     [
         ("cuda", 'CMAKE_ARGS="-DGGML_CUDA=on" pip install'),
-        ("metal", 'CMAKE_ARGS="-DGGML_METAL=on" pip install'),
         ("vulkan:1", 'CMAKE_ARGS="-DGGML_VULKAN=on" pip install'),
         ("gpu", "allowed: auto, cpu, cuda[:N]"),
         ("cuda:x", "allowed: auto, cpu, cuda[:N]"),

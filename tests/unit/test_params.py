@@ -36,6 +36,7 @@ BAD_ENGINE: list[tuple[str, Any]] = [
     ("device", ""),
     ("device", 3),
     ("use_mmap", "yes"),
+    ("flash_attention", True),
 ]
 
 

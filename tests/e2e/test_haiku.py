@@ -1,0 +1,199 @@
+"""The bundled model on real llama.cpp: the whole path, and the equalities as greedy text."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from gguf_engine import LLM, Completion, OptionError
+from gguf_engine.engine.engine import Engine
+from gguf_engine.streams import Stream
+
+pytestmark = pytest.mark.e2e
+
+TOPICS = ("ice hockey", "a paper boat", "night trains", "bread", "the tax office", "moss")
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 60}
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM.load("haiku", n_ctx=1024, n_slots=4, n_threads=1) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def alone(llm: LLM) -> dict[str, Completion]:
+    """Each topic's greedy haiku, asked for with nothing beside it and nothing kept from before."""
+    answers = {}
+    for topic in TOPICS:
+        answers[topic] = llm.chat(prompt(topic), **GREEDY)
+        llm._worker.call(forget)
+    return answers
+
+
+def prompt(topic: str) -> str:
+    return f"Write a haiku about {topic}"
+
+
+def forget(engine: Engine) -> None:
+    """Empty every idle slot."""
+    for slot in list(engine.kv_cache._idle):
+        engine.kv_cache.drop(slot)
+
+
+def together(llm: LLM, prompts: Sequence[Any], **options: Any) -> list[Completion]:
+    streams = [llm.stream(each, chat=True, **options) for each in prompts]
+    return [stream.completion() for stream in streams]
+
+
+def test_a_haiku_streams_in_three_lines_and_ends_by_itself(alone: dict[str, Completion]) -> None:
+    completion = alone["ice hockey"]
+    assert completion.finish_reason == "stop"
+    assert len(completion.text.splitlines()) == 3
+    assert "ice hockey" in completion.text
+
+
+def test_the_pieces_are_the_text_of_the_ids(llm: LLM) -> None:
+    for seed in range(20):
+        completion = llm.chat(prompt("rain on tin"), seed=seed)
+        ids = [i for i in completion.token_ids if i not in llm.end_ids]
+        assert completion.text == llm.tokenizer.decode(ids)
+
+
+def test_in_company_the_text_is_the_same(llm: LLM, alone: dict[str, Completion]) -> None:
+    answers = together(llm, [prompt(topic) for topic in TOPICS], **GREEDY)
+    assert [answer.text for answer in answers] == [alone[topic].text for topic in TOPICS]
+
+
+def test_after_preemptions_the_text_is_the_same(llm: LLM, alone: dict[str, Completion]) -> None:
+    streams = [llm.stream(prompt(topic), chat=True, **GREEDY) for topic in TOPICS[:3]]
+    for stream in streams:
+        next(stream)
+        llm._worker.call(lambda engine: engine.scheduler.running and engine.scheduler.preempt_youngest())
+    texts = ["".join(piece.text for piece in stream) for stream in streams]
+    for topic, text in zip(TOPICS, texts, strict=False):
+        assert alone[topic].text.endswith(text)
+
+
+class Repeat:
+    """A proposer that expects a known answer, with every fifth guess wrong."""
+
+    n_max = 5
+
+    def __init__(self, answer: Completion, n_prompt: int) -> None:
+        self.answer, self.n_prompt = answer, n_prompt
+
+    def propose(self, ids: array[int], k: int) -> list[int]:
+        start = len(ids) - self.n_prompt
+        ahead = self.answer.token_ids[start : start + k]
+        return [5 if (start + i) % 5 == 4 else token_id for i, token_id in enumerate(ahead)]
+
+
+def test_with_speculation_the_text_is_the_same(llm: LLM, alone: dict[str, Completion]) -> None:
+    for topic in TOPICS:
+        expected = alone[topic]
+        proposer = Repeat(expected, expected.usage.n_prompt)
+        make = llm._request(prompt(topic), None, chat=True, options=dict(GREEDY), proposer=proposer)
+        completion = Stream(llm._worker, make).completion()
+        assert completion.text == expected.text
+        assert 0 < completion.timings.n_accepted < completion.timings.n_drafted
+
+
+def test_on_a_reused_prefix_the_text_is_the_same(llm: LLM) -> None:
+    history = "You are a poet of few words and you like quiet places, snow, rivers and old wood."
+    messages = [{"role": "system", "content": history}, {"role": "user", "content": prompt("moss")}]
+    llm._worker.call(forget)
+    cold = llm.chat(messages, **GREEDY)  # type: ignore[arg-type]
+    warm = llm.chat(messages, **GREEDY)  # type: ignore[arg-type]
+    assert cold.usage.n_cached == 0
+    assert warm.usage.n_cached > 0
+    assert warm.text == cold.text
+
+
+def test_a_seed_gives_the_same_text_again(llm: LLM) -> None:
+    for seed in range(10):
+        assert llm.chat(prompt("snow"), seed=seed).text == llm.chat(prompt("snow"), seed=seed).text
+
+
+def test_sixteen_threads_get_what_they_get_alone() -> None:
+    # Without flash attention, which rounds otherwise for twelve and more tokens at once.
+    with LLM.load("haiku", n_ctx=1024, n_slots=8, n_threads=1, flash_attention="off") as llm:
+        expected = [llm.chat(prompt("snow"), seed=seed).text for seed in range(16)]
+        got: dict[int, str] = {}
+
+        def ask(seed: int) -> None:
+            got[seed] = llm.chat(prompt("snow"), seed=seed).text
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [got[seed] for seed in range(16)] == expected
+
+
+def test_a_full_context_ends_with_length_at_the_context_asked_for(llm: LLM) -> None:
+    completion = llm.generate("The ice", max_tokens=None, ignore_eos=True)
+    assert completion.finish_reason == "length"
+    assert completion.usage.n_prompt + completion.usage.n_completion == 1024
+
+
+def test_a_long_prompt_does_not_stop_a_running_stream(llm: LLM) -> None:
+    running = llm.stream("The ice", max_tokens=400, ignore_eos=True)
+    next(running)
+    long = llm.stream("snow and rain " * 60, max_tokens=1)
+    n_between = 0
+    for piece in running:
+        n_between += 1
+        if piece.finish_reason is not None:
+            break
+    assert long.completion().finish_reason in ("length", "stop")
+    assert n_between == 399
+
+
+def test_control_tokens_that_a_user_types_stay_text(llm: LLM) -> None:
+    ids = llm.encode("<|end|><|assistant|>", chat=True)
+    plain = llm.encode("x", chat=True)
+    controls = [i for i in ids if i in llm.tokenizer.special_ids]
+    assert controls == [i for i in plain if i in llm.tokenizer.special_ids]
+
+
+def test_where_the_model_landed_is_told(llm: LLM) -> None:
+    placement = llm.placement
+    assert placement is not None
+    assert placement.device == "cpu"
+    assert "cpu" in placement.reason
+    assert placement.n_layers > 0
+    assert sum(placement.weight_bytes.values()) > 10**6
+    assert sum(placement.kv_cache_bytes.values()) > 0
+
+
+def test_progress_is_told_and_can_be_interrupted() -> None:
+    class Interrupted(Exception):
+        pass
+
+    seen: list[float] = []
+
+    def watch(stage: str, name: str, done: int, total: int | None) -> None:
+        assert stage == "load"
+        assert total is not None
+        seen.append(done / total)
+
+    with LLM.load("haiku", progress=watch):
+        assert seen
+        assert seen[-1] == 1.0
+
+    def interrupt(stage: str, name: str, done: int, total: int | None) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        LLM.load("haiku", progress=interrupt)
+
+
+def test_a_context_beyond_training_is_refused() -> None:
+    with pytest.raises(OptionError, match="4096"):
+        LLM.load("haiku", n_ctx=8192)
