@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from array import array
-from collections.abc import Callable, Mapping, Sequence as SequenceABC
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceABC
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gguf_engine.engine.engine import Engine
 from gguf_engine.engine.sequence import Deliver, Sequence
 from gguf_engine.engine.worker import EngineWorker
-from gguf_engine.errors import GGUFEngineError, OptionError, PromptTooLongError, TokenizerError
+from gguf_engine.errors import OptionError, PromptTooLongError, TokenizerError
 from gguf_engine.outputs import Completion
 from gguf_engine.params import EngineParams, SamplingParams, build_params
 from gguf_engine.sampling.sampler import prepare
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from gguf_engine.loader.gguf import GGUFFile
     from gguf_engine.text.constraint import Constraint
 
-Prompt = str | SequenceABC[int] | SequenceABC[Message]
+Prompt = str | SequenceABC[int | Message]
 """Raw text, token ids, or messages. A string is raw text unless a method says it is a user's turn."""
 
 Stage = Literal["download", "load"]
@@ -114,7 +115,8 @@ class LLM:
             revision: Branch, tag or commit on the hub; None means the catalog's, or "main".
             device: "auto", "cpu", "cuda", "cuda:N", "metal", "vulkan", ...
             tokenizer: A tokenizer.json, instead of the one found with the model or inside it.
-            chat_template: A file with a Jinja template, or its text, instead of the model's own.
+            chat_template: A file with a Jinja template, or its text, instead of the model's own. A
+                string without "{" cannot be a template: it is a file's name.
             cache_dir: The hub cache; None means HF_HOME's, or the hub's default.
             endpoint: The hub; None means HF_ENDPOINT, or the public one.
             token: For gated repositories; None means HF_TOKEN.
@@ -171,9 +173,7 @@ class LLM:
             abort_load=stop.set,
         )
 
-    def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
-    ) -> Completion:
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Completion:
         """
         Continue a prompt and return the whole answer.
 
@@ -331,6 +331,6 @@ def _read_template(chat_template: str | Path, tokenizer: Tokenizer) -> ChatTempl
             text = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise OptionError(
-                "chat_template", str(chat_template), "a readable Jinja file, or the template's text", str(error)
+                "chat_template", text, "a readable Jinja file, or the template's text", str(error)
             ) from error
     return ChatTemplate.for_tokenizer(text, tokenizer)

@@ -80,7 +80,9 @@ def finish(engine: Engine, *, max_steps: int = 10_000) -> None:
     raise AssertionError(f"still working after {max_steps} steps")
 
 
-def alone(prompt_ids: SequenceABC[int], backend: dict[str, Any] | None = None, **options: Any) -> Completion:
+def alone(
+    prompt_ids: SequenceABC[int], backend: dict[str, Any] | None = None, **options: Any
+) -> Completion:
     """Return what a request gives on a fresh engine, with nothing beside it."""
     engine = Engine(FakeBackend(**(backend or {})))
     request = Request(engine, prompt_ids, **options)

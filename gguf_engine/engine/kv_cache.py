@@ -32,7 +32,7 @@ class KVCache:
         self._n_users: Counter[int] = Counter()
         self._next_cell = 0
         # Dicts as ordered sets: the first idle slot is the one unused for longest.
-        self._empty = dict.fromkeys(range(backend.n_slots))
+        self._empty: dict[int, None] = dict.fromkeys(range(backend.n_slots))
         self._idle: dict[int, None] = {}
 
     def held(self, slot: int) -> array[int]:

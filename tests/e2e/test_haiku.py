@@ -45,6 +45,11 @@ def forget(engine: Engine) -> None:
         engine.kv_cache.drop(slot)
 
 
+def preempt(engine: Engine) -> None:
+    if engine.scheduler.running:
+        engine.scheduler.preempt_youngest()
+
+
 def together(llm: LLM, prompts: Sequence[Any], **options: Any) -> list[Completion]:
     streams = [llm.stream(each, chat=True, **options) for each in prompts]
     return [stream.completion() for stream in streams]
@@ -73,7 +78,7 @@ def test_after_preemptions_the_text_is_the_same(llm: LLM, alone: dict[str, Compl
     streams = [llm.stream(prompt(topic), chat=True, **GREEDY) for topic in TOPICS[:3]]
     for stream in streams:
         next(stream)
-        llm._worker.call(lambda engine: engine.scheduler.running and engine.scheduler.preempt_youngest())
+        llm._worker.call(preempt)
     texts = ["".join(piece.text for piece in stream) for stream in streams]
     for topic, text in zip(TOPICS, texts, strict=False):
         assert alone[topic].text.endswith(text)
@@ -173,7 +178,7 @@ def test_where_the_model_landed_is_told(llm: LLM) -> None:
 
 
 def test_progress_is_told_and_can_be_interrupted() -> None:
-    class Interrupted(Exception):
+    class InterruptedLoadError(Exception):
         pass
 
     seen: list[float] = []
@@ -188,9 +193,9 @@ def test_progress_is_told_and_can_be_interrupted() -> None:
         assert seen[-1] == 1.0
 
     def interrupt(stage: str, name: str, done: int, total: int | None) -> None:
-        raise Interrupted
+        raise InterruptedLoadError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedLoadError):
         LLM.load("haiku", progress=interrupt)
 
 

@@ -41,7 +41,8 @@ def forward(backend: Backend, *runs: tuple[int, int, list[int]]) -> np.ndarray:
     batch = Batch()
     for slot, start, ids in runs:
         batch.add(slot, start, ids, 1)
-    return backend.forward(batch)[: len(runs)].copy()
+    rows: np.ndarray = backend.forward(batch)[: len(runs)].copy()
+    return rows
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:

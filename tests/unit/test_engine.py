@@ -136,7 +136,7 @@ def test_a_failed_pass_ends_its_requests_and_the_next_one_works() -> None:
 
 def test_a_row_that_cannot_be_sampled_ends_its_request_alone() -> None:
     engine = Engine(FakeBackend())
-    everything = {token_id: -math.inf for token_id in range(97)}
+    everything = dict.fromkeys(range(97), -math.inf)
     masked, fine = Request(engine, [1], logit_bias=everything), Request(engine, [2], max_tokens=4)
     run(engine, masked, fine)
     assert isinstance(masked.error, SamplingError)

@@ -132,12 +132,14 @@ def test_a_stream_that_is_dropped_frees_its_slot(make_llm: Make) -> None:
 
 def test_leaving_a_loop_by_an_exception_is_that_exception(make_llm: Make) -> None:
     llm = make_llm(n_slots=1, n_ctx=100_000)
-    with (
-        pytest.raises(ZeroDivisionError),
-        llm.stream("The ice", max_tokens=None, ignore_eos=True) as stream,
-    ):
-        for _ in stream:
-            raise ZeroDivisionError
+
+    def read() -> None:
+        with llm.stream("The ice", max_tokens=None, ignore_eos=True) as stream:
+            for _ in stream:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        read()
     wait_until_idle(llm)
 
 
@@ -178,10 +180,10 @@ def test_asyncio_gives_the_same_pieces(make_llm: Make) -> None:
     async def collect(seed: int) -> str:
         return "".join([piece.text async for piece in llm.astream("The ice", seed=seed)])
 
-    async def both() -> list[str]:
+    async def both() -> tuple[str, str]:
         return await asyncio.gather(collect(1), collect(2))
 
-    assert asyncio.run(both()) == [llm.generate("The ice", seed=seed).text for seed in (1, 2)]
+    assert list(asyncio.run(both())) == [llm.generate("The ice", seed=seed).text for seed in (1, 2)]
 
 
 def test_a_cancelled_task_frees_its_slot(make_llm: Make) -> None:
