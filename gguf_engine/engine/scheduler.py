@@ -70,14 +70,11 @@ class Scheduler:
                 chunk = self._decode_chunk(sequence, sequence.slot, budget)
                 chunks.append(chunk)
                 budget -= len(chunk.token_ids)
-        # A younger sequence may have lost its slot after its part was planned.
-        chunks = [chunk for chunk in chunks if chunk.sequence.slot == chunk.slot]
         if chunks:
             budget = min(budget, PREFILL_CHUNK)
         self._prefill(prefilling, chunks, budget)
-        if not chunks and len(self.running) > 1:
-            # Prompts alone have filled the cells: the oldest must be able to go on.
-            self.preempt_youngest()
+        # Else the loop would spin: admission leaves room for every prompt it has let in.
+        assert chunks or not (self.running or self.waiting)
         return chunks
 
     def _prefill(self, prefilling: list[Sequence], chunks: list[Chunk], budget: int) -> None:

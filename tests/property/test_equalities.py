@@ -127,6 +127,26 @@ def test_right_guesses_save_forward_passes() -> None:
     assert request.completion.timings.n_accepted == request.completion.timings.n_drafted == 24
 
 
+class Eager:
+    """A proposer that always proposes all it may."""
+
+    n_max = 6
+
+    def propose(self, ids: array[int], k: int) -> list[int]:
+        return [1] * (k + 3)
+
+
+def test_drafts_never_reach_past_the_context_the_batch_or_the_answer() -> None:
+    engine = Engine(FakeBackend(**machine(n_ctx=24, n_cells=64, n_batch=4, end_id=None)))
+    request = Request(engine, [1, 2, 3], proposer=Eager(), max_tokens=None)
+    run(engine, request)  # the backend refuses positions from 24 on, and batches of more than 4
+    assert request.sequence.n_ids == 24
+    short = Request(engine, [1, 2, 3], proposer=Eager(), max_tokens=3)
+    run(engine, short)
+    assert len(short.completion.token_ids) == 3
+    assert short.completion.timings.n_drafted <= 1  # the last id needs no guess
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     first=requests,

@@ -162,6 +162,30 @@ def test_more_requests_than_slots_wait_their_turn() -> None:
         assert request.completion.token_ids == alone([n], max_tokens=6).token_ids
 
 
+def test_a_preempted_request_gives_its_cells_back_and_is_resumed_before_later_ones() -> None:
+    engine = Engine(FakeBackend(n_slots=2, n_ctx=128))
+    old, young, later = (Request(engine, range(1, n), max_tokens=8) for n in (20, 30, 25))
+    for request in (old, young, later):
+        engine.submit(request.sequence)
+    engine.step()
+    free = engine.kv_cache.n_free_cells
+    engine.scheduler.preempt_youngest()
+    assert engine.kv_cache.n_free_cells == free + 29
+    assert list(engine.scheduler.waiting) == [young.sequence, later.sequence]
+
+
+def test_a_prompt_that_does_not_fit_beside_the_others_waits_instead_of_pushing_them_out() -> None:
+    backend = FakeBackend(n_slots=2, n_ctx=40, n_cells=40)
+    engine = Engine(backend)
+    first, second = (
+        Request(engine, range(1, 26), max_tokens=5),
+        Request(engine, range(40, 65), max_tokens=5),
+    )
+    run(engine, first, second)
+    # Each id was computed once: 25 of the prompt and 4 of the answer, the last one being drawn only.
+    assert backend.n_tokens == 2 * 29
+
+
 def test_an_id_masked_by_a_constraint_is_never_drawn() -> None:
     class OnlyEven:
         def fill_mask(self, mask: bytearray) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from engine_samples import Request
 
+from gguf_engine.backend.base import Batch, Rows
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine.engine import Engine
 from gguf_engine.engine.worker import EngineWorker
@@ -81,9 +82,17 @@ def test_a_cancel_ends_a_running_request(worker: EngineWorker) -> None:
 
 
 def test_a_cancel_interrupts_the_pass_under_way() -> None:
-    worker = EngineWorker(lambda: Engine(FakeBackend(forward_s=3600)))
+    started = threading.Event()
+
+    class Slow(FakeBackend):
+        def forward(self, batch: Batch) -> Rows:
+            started.set()
+            return super().forward(batch)
+
+    worker = EngineWorker(lambda: Engine(Slow(forward_s=3600)))
     worker.wait_until_ready()
     request, delivered = submit(worker)
+    assert started.wait(20)
     worker.cancel(request.sequence)
     piece = last(delivered)
     assert isinstance(piece, Piece)

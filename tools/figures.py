@@ -1,0 +1,121 @@
+"""
+Print the README's performance tables from the newest records of benchmarks/records.
+
+    python tools/figures.py                    # print them
+    python tools/figures.py --write README.md  # put them between the markers of a file
+
+A test holds the README's equal to them: no figure there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).resolve().parent.parent / "benchmarks" / "records"
+BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->"
+
+
+def newest(benchmark: str) -> dict[str, Any]:
+    """Return the last record of a benchmark."""
+    lines = (RECORDS / f"{benchmark}.jsonl").read_text(encoding="utf-8").splitlines()
+    record: dict[str, Any] = json.loads(lines[-1])
+    return record
+
+
+def make_tables() -> str:
+    """Return all tables, each with the command that made its record."""
+    return "\n".join([*_overhead(), *_batching(), *_sampler(), *_detokenizer()])
+
+
+def _overhead() -> list[str]:
+    record = newest("overhead")["results"]
+    rows = [
+        (
+            model,
+            n_tokens,
+            *(f"{row[name]['median']:,.0f}" for name in ("gguf_engine", "bare", "llama_cpp.Llama")),
+            f"{row['of_bare']:.2f}",
+            f"{row['of_llama_class']:.2f}",
+        )
+        for model, lengths in record["models"].items()
+        for n_tokens, row in lengths.items()
+    ]
+    heading = ("model", "tokens", "`LLM.stream`/s", "bare loop/s", "`Llama`/s", "of bare", "of `Llama`")
+    caption = "One stream, tokens/s against a bare ctypes loop and `llama_cpp.Llama`"
+    return _table("overhead", caption, heading, rows)
+
+
+def _batching() -> list[str]:
+    record = newest("batching")["results"]
+    rows = [
+        (
+            width,
+            f"{row['gguf_engine']['median']:,.0f}",
+            f"{row['bare']['median']:,.0f}",
+            f"{row['of_bare']:.2f}",
+        )
+        for width, row in record["widths"].items()
+    ]
+    caption = "Concurrent streams on the haiku model, total tokens/s against a bare ctypes loop"
+    return _table("batching", caption, ("streams", "gguf_engine/s", "bare loop/s", "of bare"), rows)
+
+
+def _sampler() -> list[str]:
+    rows = [
+        (
+            f"{case['n_vocab']:,}",
+            case["row"],
+            *(
+                f"{case['us_per_row'][name]:,.1f}"
+                for name in ("ours", "llama.cpp, same order", "NumPy, argpartition")
+            ),
+            f"{case['same_order_speedup']:.1f}",
+        )
+        for case in newest("sampler")["cases"]
+    ]
+    heading = ("vocabulary", "row", "ours, us", "llama.cpp, us", "NumPy, us", "times llama.cpp")
+    caption = "One row sampled from Python, temperature 1, top-p 0.95, penalties over 64 ids"
+    return _table("sampler", caption, heading, rows)
+
+
+def _detokenizer() -> list[str]:
+    methods = newest("detokenizer")["us_per_token"]["32k pieces"]
+    lengths = list(next(iter(methods.values())))
+    rows = [
+        (name, *(f"{of_length[length]:.2f}" for length in lengths)) for name, of_length in methods.items()
+    ]
+    heading = ("method", *(f"us at {int(length):,} tokens" for length in lengths))
+    return _table("detokenizer", "Ids to text, microseconds a token", heading, rows)
+
+
+def _table(benchmark: str, caption: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"{caption} (`python benchmarks/{benchmark}.py`):", ""]
+    lines += [_row(heading), _row(["---", *["---:"] * (len(heading) - 1)])]
+    return [*lines, *map(_row, rows), ""]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def between_markers(text: str, tables: str) -> str:
+    """Return `text` with `tables` between its markers."""
+    before, rest = text.split(BEGIN, 1)
+    return f"{before}{BEGIN}{tables}{END}{rest.split(END, 1)[1]}"
+
+
+def main() -> None:
+    """Print the tables, or write them into a file."""
+    if sys.argv[1:2] == ["--write"]:
+        path = Path(sys.argv[2])
+        path.write_text(between_markers(path.read_text(encoding="utf-8"), make_tables()), encoding="utf-8")
+    else:
+        print(make_tables())
+
+
+if __name__ == "__main__":
+    main()
