@@ -133,11 +133,14 @@ class LLM:
             TemplateError: The template passed is broken.
             DeviceError: No such device.
         """
+        from gguf_engine.backend.devices import choose
+        from gguf_engine.backend.llama import LlamaBackend, list_devices
         from gguf_engine.loader.gguf import read_gguf
         from gguf_engine.loader.preflight import preflight
         from gguf_engine.loader.resolve import resolve_model
 
         params = build_params(EngineParams, {"device": device, **options})
+        choose(params.device, list_devices())  # a refusal should not come after a long download
         files = resolve_model(
             model,
             revision=revision,
@@ -155,8 +158,6 @@ class LLM:
         stop = threading.Event()
 
         def make_backend() -> Backend:
-            from gguf_engine.backend.llama import LlamaBackend
-
             def on_progress(done: float) -> bool:
                 if progress is not None:
                     progress("load", files.weights.name, round(done * gguf.size), gguf.size)

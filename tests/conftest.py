@@ -17,12 +17,17 @@ _OURS = ("HF_", "HUGGING", "TRANSFORMERS_", "GGUF_ENGINE_", "XDG_", "LLAMA_", "G
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forget hub, proxy and engine settings; return the hub cache of this test."""
+    """
+    Forget hub, proxy and engine settings, work in an empty folder; return the hub cache of this test.
+
+    In the checkout a child process would import the sources there, not the installed package.
+    """
     for name in list(os.environ):
         if name.upper().startswith(_OURS) or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
     home = tmp_path_factory.mktemp("hub-home")
     monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.chdir(home)
     return home / "hub"
 
 

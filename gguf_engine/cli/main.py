@@ -1,0 +1,49 @@
+"""The program `gguf-engine`: its verbs, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main() -> None:
+    """Run the command line and exit with a code of the table in `cli/errors.py`."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(args: Sequence[str]) -> int:
+    """Run one command and return its exit code; every error ends here, as one sentence on stderr."""
+    # Nothing is imported above: Ctrl-C while typer loads ends here as well.
+    try:
+        from gguf_engine.cli.app import make_command
+
+        command = make_command()
+        _use_utf8()
+        with command.make_context("gguf-engine", list(args)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the table of errors decides
+        from gguf_engine.cli.errors import report
+
+        code = report(error)
+        _drop_unread_output()
+        return code
+    return 0
+
+
+def _use_utf8() -> None:
+    """Let pipes carry UTF-8 whatever the locale, and a terminal whatever it can show."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
+
+
+def _drop_unread_output() -> None:
+    """Keep the interpreter from complaining at its end that nobody reads stdout any more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,28 @@
+"""`gguf-engine pull`: a name → verified files in the hub cache."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from gguf_engine.cli.options import HubOptions
+
+
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A catalog name (haiku, phi3-mini) or org/repo:file@revision."),
+    ],
+    *,
+    hub: HubOptions,
+) -> None:
+    """Download a model once. Its bytes are checked; prints the path of the weights, and nothing else."""
+    from gguf_engine.cli.progress import progress_bars
+    from gguf_engine.loader.resolve import resolve_model
+
+    with progress_bars() as bars:
+        show = None if bars is None else lambda *done: bars("download", *done)
+        files = resolve_model(model, **asdict(hub), progress=show)
+    print(files.weights)
