@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from fakehub import FakeHub
+
+# A deadline would be a timed assertion, on machines that are shared.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _OURS = ("HF_", "HUGGING", "TRANSFORMERS_", "GGUF_ENGINE_", "XDG_", "LLAMA_", "GGML_")
 

@@ -9,15 +9,14 @@ They come from the same objects as `--help`; a test holds the README's equal to 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
+
+from markers import print_or_write
 
 from gguf_engine.cli.app import make_command
 from gguf_engine.cli.errors import MEANINGS
 from gguf_engine.cli.options import sections
 
-BEGIN, END = "<!-- cli -->\n", "<!-- /cli -->"
 _BACKSLASH = "\\"
 _OWN = ("Arguments", "Options")
 
@@ -61,29 +60,5 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def between_markers(text: str) -> tuple[str, str, str]:
-    """
-    Return what stands before, between and after the markers.
-
-    Raises:
-        ValueError: One of them is missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    middle, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the text lacks {BEGIN.strip()} or {END}")
-    return before + begin, middle, end + after
-
-
-def main() -> None:
-    """Print the tables, or write them into a file."""
-    if sys.argv[1:2] != ["--write"]:
-        print(make_tables())
-        return
-    path = Path(sys.argv[2])
-    before, _, after = between_markers(path.read_text(encoding="utf-8"))
-    path.write_text(before + make_tables() + after, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write("cli", make_tables)

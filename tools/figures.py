@@ -10,13 +10,13 @@ A test holds the README's equal to them: no figure there is typed by hand.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from markers import print_or_write
+
 RECORDS = Path(__file__).resolve().parent.parent / "benchmarks" / "records"
-BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->"
 
 
 def newest(benchmark: str) -> dict[str, Any]:
@@ -92,7 +92,9 @@ def _detokenizer() -> list[str]:
     return _table("detokenizer", "Ids to text, microseconds a token", heading, rows)
 
 
-def _table(benchmark: str, caption: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def _table(
+    benchmark: str, caption: str, heading: Sequence[str], rows: Iterable[Sequence[str]]
+) -> list[str]:
     lines = [f"{caption} (`python benchmarks/{benchmark}.py`):", ""]
     lines += [_row(heading), _row(["---", *["---:"] * (len(heading) - 1)])]
     return [*lines, *map(_row, rows), ""]
@@ -102,20 +104,5 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def between_markers(text: str, tables: str) -> str:
-    """Return `text` with `tables` between its markers."""
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}{tables}{END}{rest.split(END, 1)[1]}"
-
-
-def main() -> None:
-    """Print the tables, or write them into a file."""
-    if sys.argv[1:2] == ["--write"]:
-        path = Path(sys.argv[2])
-        path.write_text(between_markers(path.read_text(encoding="utf-8"), make_tables()), encoding="utf-8")
-    else:
-        print(make_tables())
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write("figures", make_tables)
