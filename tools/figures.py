@@ -75,7 +75,7 @@ def _sampler() -> list[str]:
             ),
             f"{case['same_order_speedup']:.1f}",
         )
-        for case in newest("sampler")["cases"]
+        for case in newest("sampler")["results"]["cases"]
     ]
     heading = ("vocabulary", "row", "ours, us", "llama.cpp, us", "NumPy, us", "times llama.cpp")
     caption = "One row sampled from Python, temperature 1, top-p 0.95, penalties over 64 ids"
@@ -83,7 +83,7 @@ def _sampler() -> list[str]:
 
 
 def _detokenizer() -> list[str]:
-    methods = newest("detokenizer")["us_per_token"]["32k pieces"]
+    methods = newest("detokenizer")["results"]["us_per_token"]["32k pieces"]
     lengths = list(next(iter(methods.values())))
     rows = [
         (name, *(f"{of_length[length]:.2f}" for length in lengths)) for name, of_length in methods.items()
