@@ -14,26 +14,21 @@ The table goes to stderr; the last line of stdout is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
 
 import tokenizers
+from common import finish, say
 from tokenizers.decoders import DecodeStream
 
-from gguf_engine import __version__
 from gguf_engine.text.detokenizer import Detokenizer
 from gguf_engine.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent
 BUNDLED = ROOT.parent / "gguf_engine" / "data" / "tokenizer.json"
-RECORDS = ROOT / "records" / "detokenizer.jsonl"
 LENGTHS = (100, 1000, 4000)
 N_ROUNDS = 7
 SAMPLE = "The ice is quiet now and a puck slides over the blue line, don't you see? 🏒 é 冬"
@@ -144,43 +139,20 @@ def measure(tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
     }
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(description="Microseconds a token from id to text.")
-    parser.add_argument("--record", action="store_true", help=f"append to {RECORDS.name}")
+    parser.add_argument("--record", action="store_true")
     record = parser.parse_args().record
     vocabularies = {"32k pieces": Tokenizer.from_metadata(large_metadata())}
     if BUNDLED.is_file():
         vocabularies["haiku"] = Tokenizer.from_file(BUNDLED)
     us_per_token = {name: measure(tokenizer) for name, tokenizer in vocabularies.items()}
-    result = {
-        "benchmark": "detokenizer",
-        "date": datetime.now(tz=timezone.utc).strftime("%Y-%m-%d"),
-        "cpu": _cpu(),
-        "python": platform.python_version(),
-        "gguf_engine": __version__,
-        "tokenizers": tokenizers.__version__,
-        "us_per_token": us_per_token,
-    }
     for vocabulary, rows in us_per_token.items():
-        print(f"{vocabulary:20}" + "".join(f"{n:>10}" for n in LENGTHS), file=sys.stderr)
+        say(f"{vocabulary:20}" + "".join(f"{n:>10}" for n in LENGTHS))
         for name, row in rows.items():
-            print(f"  {name:18}" + "".join(f"{value:10.2f}" for value in row.values()), file=sys.stderr)
-    line = json.dumps(result)
-    if record:
-        RECORDS.parent.mkdir(exist_ok=True)
-        with RECORDS.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    print(line)
+            say(f"  {name:18}" + "".join(f"{value:10.2f}" for value in row.values()))
+    finish("detokenizer", {"us_per_token": us_per_token}, record)
 
 
 if __name__ == "__main__":

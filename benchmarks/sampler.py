@@ -5,7 +5,7 @@ What bounds it: a row of 32,064 float32 is 128 KB, about 1 us a pass from the se
 exponential an id is some 20 vector operations, 5 to 10 us; a full sort is hundreds. A forward pass of a
 small model takes milliseconds, so this is the part of a token that must not be noticed.
 
-    python benchmarks/sampler.py [--record [FILE]]
+    python benchmarks/sampler.py [--record]
 
 Everything goes through Python: ours through cffi, llama.cpp's through ctypes. All use the same rows, a
 repeat penalty of 1.2 over 64 ids, temperature 1 and top-p 0.95, but for the pair marked "default",
@@ -21,27 +21,20 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
-import platform
 import statistics
-import sys
 import time
 from array import array
 from collections.abc import Callable
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
+from common import finish, say
 from llama_cpp import llama_cpp as library
 from numpy.typing import NDArray
 
-from gguf_engine import __version__
 from gguf_engine.params import SamplingParams
 from gguf_engine.sampling.sampler import Sample, Sampler, SampleRequest
 
-RECORDS = Path(__file__).resolve().parent / "records" / "sampler.jsonl"
 N_TURNS, N_CALLS = 60, 5
 N_BATCH = 8
 TOP_P, PENALTY, WINDOW = 0.95, 1.2, 64
@@ -244,19 +237,10 @@ def nucleus(row: Row) -> int:
     return int(np.searchsorted(np.cumsum(probs / probs.sum()), TOP_P)) + 1
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(description="Microseconds from a row of logits to a token id.")
-    parser.add_argument("--record", nargs="?", const=RECORDS, type=Path, help=f"append to {RECORDS.name}")
+    parser.add_argument("--record", action="store_true")
     record = parser.parse_args().record
     cases = []
     for n_vocab in (32_064, 128_256):
@@ -274,25 +258,10 @@ def main() -> None:
                     "default_speedup": round(us["llama.cpp, default"] / us["ours, default"], 1),
                 }
             )
-            print(f"{n_vocab} {kind}, top-p leaves {cases[-1]['n_nucleus']}", file=sys.stderr)
+            say(f"{n_vocab} {kind}, top-p leaves {cases[-1]['n_nucleus']}")
             for name, value in us.items():
-                print(f"  {name:28}{value:10.2f} us{value / us['ours']:9.1f} x", file=sys.stderr)
-    result = {
-        "benchmark": "sampler",
-        "date": datetime.now(tz=timezone.utc).strftime("%Y-%m-%d"),
-        "cpu": _cpu(),
-        "python": platform.python_version(),
-        "gguf_engine": __version__,
-        "llama_cpp_python": llama_cpp.__version__,
-        "numpy": np.__version__,
-        "cases": cases,
-    }
-    line = json.dumps(result)
-    if record:
-        record.parent.mkdir(exist_ok=True)
-        with record.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    print(line)
+                say(f"  {name:28}{value:10.2f} us{value / us['ours']:9.1f} x")
+    finish("sampler", {"cases": cases}, record)
 
 
 if __name__ == "__main__":
