@@ -77,6 +77,7 @@ class BareLoop:
         self.lib = lib = llama_cpp
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0
+        params.use_extra_bufts = False  # as the engine's default: repack=False
         self.model = lib.llama_model_load_from_file(os.fsencode(path), params)
         context = lib.llama_context_default_params()
         context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, 512, 512

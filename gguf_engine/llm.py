@@ -68,14 +68,14 @@ class LLM:
         self.model = model
         self._template = template
         self._worker = EngineWorker(lambda: Engine(make_backend()), abort_load)
+        # Also at interpreter exit, while the thread can still be joined.
+        self._finalizer = weakref.finalize(self, self._worker.close)
         try:
             self._worker.wait_until_ready()
             self._learn()
         except BaseException:
-            self._worker.close()
+            self.close()
             raise
-        # Also at interpreter exit, while the thread can still be joined.
-        self._finalizer = weakref.finalize(self, self._worker.close)
 
     def _learn(self) -> None:
         """Ask the engine once for what every request needs to know."""
@@ -122,7 +122,7 @@ class LLM:
             token: For gated repositories; None means HF_TOKEN.
             offline: Use what is cached, open no socket.
             check: Refuse files that would crash llama.cpp. Without it a bad file ends the process.
-            progress: See Progress.
+            progress: See Progress; called in this thread while downloading, in the engine's while loading.
             options: The fields of EngineParams: n_ctx, n_slots, n_threads, ...
 
         Raises:
@@ -218,7 +218,7 @@ class LLM:
             params: Sampling options; `options` are its fields, and win.
         """
         make_sequence = self._request(prompt, params, chat=chat, options=options)
-        return Stream(self._worker, make_sequence)
+        return Stream(self._worker, make_sequence, self)
 
     def astream(
         self,
@@ -230,7 +230,7 @@ class LLM:
     ) -> AsyncStream:
         """Start a request inside a running event loop: `async for piece in llm.astream(...)`."""
         make_sequence = self._request(prompt, params, chat=chat, options=options)
-        return AsyncStream(self._worker, make_sequence)
+        return AsyncStream(self._worker, make_sequence, self)
 
     def _request(
         self,
@@ -248,7 +248,7 @@ class LLM:
         prompt_ids = array("i", self.encode(prompt, chat=chat))
         if len(prompt_ids) >= self.n_ctx:
             raise PromptTooLongError(len(prompt_ids), self.n_ctx, self.n_ctx_train)
-        seed = chosen.with_seed()
+        seed = chosen.chosen_seed()
         prepared = prepare(chosen, seed, self.n_vocab)
         return lambda deliver: Sequence(
             prompt_ids=prompt_ids,
@@ -275,7 +275,9 @@ class LLM:
             if chat:
                 return self.encode([{"role": "user", "content": prompt}])
             ids = self.tokenizer.encode(prompt)
-        elif prompt and isinstance(prompt[0], Mapping):
+        elif isinstance(prompt, (bytes, bytearray, Mapping)) or not isinstance(prompt, SequenceABC):
+            raise OptionError("prompt", prompt, "text, or a list of messages or of token ids")
+        elif chat or (prompt and isinstance(prompt[0], Mapping)):
             ids = self.template.encode(prompt, self.tokenizer)  # type: ignore[arg-type]
         else:
             ids = [self._checked(token_id) for token_id in prompt]
@@ -302,7 +304,8 @@ class LLM:
 
     def close(self) -> None:
         """End every request and free the model; twice is fine."""
-        self._finalizer()
+        self._worker.close()
+        self._finalizer.detach()
 
     def __enter__(self) -> LLM:
         return self

@@ -32,7 +32,7 @@ class Timings:
     queue_s: float
     """Waiting for a slot."""
     ttft_s: float
-    """Until the first token was sampled."""
+    """Until the first token was sampled; total_s when there was none."""
     total_s: float
     prefill_tokens_per_s: float
     """Prompt tokens computed per second; 0 when none was computed."""
@@ -42,10 +42,9 @@ class Timings:
     n_accepted: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Piece(NamedTuple):
     """
-    What became known with one token.
+    What became known with one token. A tuple, because it is made for every one.
 
     Attributes:
         text: Text that is complete; often "" (a character or a stop string may be unfinished).

@@ -93,7 +93,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", _stops(self.stop))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
-    def with_seed(self) -> int:
+    def chosen_seed(self) -> int:
         """Return the seed asked for, or a fresh one."""
         return secrets.randbits(63) if self.seed is None else self.seed
 
@@ -115,12 +115,10 @@ class EngineParams:
         n_threads: Threads of decode; None means the processors this process may use.
         n_threads_batch: Threads of prefill; None means as n_threads.
         kv_cache_type: "f16", "q8_0" or "q4_0".
-        flash_attention: "auto", "on" or "off". Off, the same request rounds the same in any company on
-            the CPU, so that a seed gives the same text there; on is faster. A quantized KV cache
-            needs it.
+        flash_attention: "auto", "on" or "off"; a quantized KV cache needs it.
         use_mmap: Map the weights instead of reading them.
-        repack: Let llama.cpp rearrange the weights for its fastest CPU kernels. Costs a second copy
-            of them, and four or more requests at once then round otherwise than fewer do.
+        repack: Let llama.cpp rearrange the weights for other CPU kernels: a second copy of them in
+            memory, for faster decode and, depending on the processor, slower prefill.
     """
 
     device: str = "auto"
@@ -166,6 +164,8 @@ def build_params(kind: type[_P], options: Mapping[str, Any], base: _P | None = N
     Raises:
         OptionError: A name that `kind` does not have (with the ones it has), or a bad value.
     """
+    if base is not None and not isinstance(base, kind):
+        raise OptionError("params", base, f"{kind.__name__} or None", "pass single options by name")
     names = [f.name for f in fields(kind)]
     for name, value in options.items():
         if name not in names:
@@ -184,10 +184,17 @@ def _number(
     high: float = math.inf,
     below: float = math.inf,
 ) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
         raise OptionError(name, value, allowed)
     if value < low or value > high or not above < value < below:
         raise OptionError(name, value, allowed)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _integer(name: str, value: object, allowed: str, *, low: int, high: int) -> None:
@@ -235,6 +242,6 @@ def _biases(bias: object) -> Mapping[int, float]:
             raise OptionError("logit_bias", token_id, allowed)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise OptionError("logit_bias", value, allowed)
-        if math.isnan(value) or value == math.inf:
+        if value != -math.inf and not _is_finite(value):
             raise OptionError("logit_bias", value, allowed)
     return MappingProxyType(dict(bias))

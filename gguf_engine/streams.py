@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 
@@ -11,33 +13,48 @@ from gguf_engine.engine.sequence import Deliver, Sequence
 from gguf_engine.engine.worker import EngineWorker
 from gguf_engine.outputs import Completion, Piece, TokenLogprob
 
-Delivered = Piece | BaseException
+Delivered = list[Piece] | BaseException
 
 
 class _Request:
     """What both kinds of stream share: a submitted sequence, and how to end it."""
 
     def __init__(
-        self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence], deliver: Deliver
+        self,
+        worker: EngineWorker,
+        make_sequence: Callable[[Deliver], Sequence],
+        deliver: Deliver,
+        owner: object,
     ) -> None:
-        self._is_done = True  # until it is submitted, there is nothing to cancel
+        self._is_done = True
         self._worker = worker
+        self._owner = owner  # a model lives as long as its streams
+        self._pieces: deque[Piece] = deque()  # handed over, not read yet
         self._sequence = make_sequence(deliver)
-        worker.submit(self._sequence)
+        # Before the submit: cancelling what was never submitted does nothing, the reverse would run on.
         self._is_done = False
+        try:
+            worker.submit(self._sequence)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def seed(self) -> int:
         """What the draws of this request are made with."""
         return self._sequence.seed
 
-    def _take(self, delivered: Delivered) -> Piece:
+    def _put(self, delivered: Delivered) -> None:
         if isinstance(delivered, BaseException):
             self._is_done = True
             raise delivered
-        if delivered.finish_reason is not None:
+        self._pieces.extend(delivered)
+
+    def _next(self) -> Piece:
+        piece = self._pieces.popleft()
+        if piece.finish_reason is not None:
             self._is_done = True
-        return delivered
+        return piece
 
     def cancel(self) -> None:
         """End the request; the pieces up to its last one, "cancelled", can still be read."""
@@ -48,6 +65,7 @@ class _Request:
         """End the request and the iteration; twice is fine. Dropping the stream does the same."""
         self.cancel()
         self._is_done = True
+        self._pieces.clear()
 
     def __del__(self) -> None:
         if not getattr(self, "_is_done", True):
@@ -61,17 +79,22 @@ class Stream(_Request, Iterator[Piece]):
     Leave the loop whenever you like: closing or dropping the stream frees its slot.
     """
 
-    def __init__(self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence]) -> None:
+    def __init__(
+        self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence], owner: object = None
+    ) -> None:
         self._queue: queue.SimpleQueue[Delivered] = queue.SimpleQueue()
-        super().__init__(worker, make_sequence, self._queue.put)
+        super().__init__(worker, make_sequence, self._queue.put, owner)
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Piece:
-        if self._is_done:
-            raise StopIteration
-        return self._take(self._queue.get())
+        while not self._pieces:
+            if self._is_done:
+                raise StopIteration
+            self._worker.check_process()
+            self._put(self._queue.get())
+        return self._next()
 
     def __enter__(self) -> Stream:
         return self
@@ -97,32 +120,40 @@ class Stream(_Request, Iterator[Piece]):
 
 
 class AsyncStream(_Request, AsyncIterator[Piece]):
-    """The same for asyncio: made inside a running event loop, and read there."""
+    """
+    The same for asyncio: made inside a running event loop, and read there.
 
-    def __init__(self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence]) -> None:
+    Cancelling a task that waits for a piece ends the request, also when `asyncio.wait_for` does it.
+    """
+
+    def __init__(
+        self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence], owner: object = None
+    ) -> None:
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Delivered] = asyncio.Queue()
+        handed_over: asyncio.Queue[Delivered] = asyncio.Queue()
 
         def deliver(delivered: Delivered) -> None:
-            # A loop that was closed meanwhile has nobody left who reads.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(pieces.put_nowait, delivered)
+            # A loop that is closed, now or meanwhile, has nobody left who reads.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(handed_over.put_nowait, delivered)
 
-        self._queue = pieces
-        super().__init__(worker, make_sequence, deliver)
+        self._queue = handed_over
+        super().__init__(worker, make_sequence, deliver, owner)
 
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> Piece:
-        if self._is_done:
-            raise StopAsyncIteration
-        try:
-            delivered = await self._queue.get()
-        except asyncio.CancelledError:
-            self.close()
-            raise
-        return self._take(delivered)
+        while not self._pieces:
+            if self._is_done:
+                raise StopAsyncIteration
+            self._worker.check_process()
+            try:
+                self._put(await self._queue.get())
+            except asyncio.CancelledError:
+                self.close()
+                raise
+        return self._next()
 
     async def aclose(self) -> None:
         """End the request and the iteration."""

@@ -38,7 +38,7 @@ class Request:
         **options: Any,
     ) -> None:
         params = SamplingParams(**{"seed": 7, **options})
-        seed = params.with_seed()
+        seed = params.chosen_seed()
         self.delivered: list[Piece | BaseException] = []
         self.sequence = Sequence(
             prompt_ids=array("i", prompt_ids),
@@ -48,10 +48,13 @@ class Request:
             detokenizer=SpelledIds(),  # type: ignore[arg-type]
             stops=StopMatcher(params.stop) if params.stop else None,
             end_ids=engine.backend.end_ids(()),
-            deliver=self.delivered.append,
+            deliver=self._take,
             constraint=constraint,
             proposer=proposer,
         )
+
+    def _take(self, delivered: list[Piece] | BaseException) -> None:
+        self.delivered += delivered if isinstance(delivered, list) else [delivered]
 
     @property
     def error(self) -> BaseException | None:

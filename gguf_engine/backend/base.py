@@ -86,7 +86,8 @@ class Placement:
 
 class Backend(Protocol):
     """
-    One loaded model with a KV cache of `n_slots` sequences.
+    One loaded model with a KV cache of `n_slots` sequences. After `close` every other method raises
+    EngineClosedError.
 
     Attributes:
         n_vocab: Length of a logits row.
@@ -134,7 +135,11 @@ class Backend(Protocol):
         """
 
     def abort(self) -> None:
-        """Make the forward pass under way, or else the next, end early. From any thread."""
+        """
+        Make the forward pass under way, or else the next, end early. From any thread.
+
+        A pass that ends all the same has used the abort up.
+        """
 
     def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:
         """Return those of `candidates` that end a generation."""

@@ -55,7 +55,7 @@ def read_devices(library: ctypes.CDLL) -> tuple[Device, ...]:
     Args:
         library: A loaded libllama; ggml's functions are found through its dependencies.
     """
-    count = _function(library, "ggml_backend_dev_count", ctypes.c_size_t)
+    count = _function(library, "ggml_backend_dev_count", ctypes.c_size_t, ())
     devices: list[Device] = []
     n_of_family: dict[str, int] = {}
     for index in range(count()):
@@ -66,7 +66,7 @@ def read_devices(library: ctypes.CDLL) -> tuple[Device, ...]:
         registry = _function(library, "ggml_backend_dev_backend_reg", ctypes.c_void_p)(handle)
         family = _text(_function(library, "ggml_backend_reg_name", ctypes.c_char_p)(registry))
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        memory = _function(library, "ggml_backend_dev_memory", None)
+        memory = _function(library, "ggml_backend_dev_memory", None, (ctypes.c_void_p,) * 3)
         memory(handle, ctypes.byref(free), ctypes.byref(total))
         number = n_of_family.get(family, 0)
         n_of_family[family] = number + 1
@@ -87,21 +87,18 @@ def read_devices(library: ctypes.CDLL) -> tuple[Device, ...]:
 
 def device_handle(library: ctypes.CDLL, index: int) -> int:
     """Return ggml's `ggml_backend_dev_t` of a device, as an address."""
-    handle = _function(library, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)(index)
+    handle = _function(library, "ggml_backend_dev_get", ctypes.c_void_p, (ctypes.c_size_t,))(index)
     return int(handle)
 
 
 def _function(
-    library: ctypes.CDLL, name: str, returns: type | None, *takes: type
+    library: ctypes.CDLL,
+    name: str,
+    returns: type | None,
+    takes: tuple[type, ...] = (ctypes.c_void_p,),
 ) -> ctypes._NamedFuncPointer:
     function = library[name]  # indexing makes a fresh object: nobody else's types are changed
-    function.restype = returns
-    if takes or returns is ctypes.c_size_t:
-        function.argtypes = takes
-    elif name == "ggml_backend_dev_memory":
-        function.argtypes = (ctypes.c_void_p,) * 3
-    else:
-        function.argtypes = (ctypes.c_void_p,)
+    function.restype, function.argtypes = returns, takes
     return function
 
 

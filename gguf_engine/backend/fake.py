@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError, Placement, Rows
-from gguf_engine.errors import BackendError
+from gguf_engine.errors import BackendError, EngineClosedError, OptionError
 
 _CELL = tuple[int, int, int]  # unique number (shared by copies), position, id
 
@@ -50,6 +50,8 @@ class FakeBackend:
         self.n_vocab, self.n_ctx, self.n_ctx_train = n_vocab, n_ctx, n_ctx
         self.n_slots, self.n_batch = n_slots, n_batch
         self.n_cells = n_ctx if n_cells is None else n_cells
+        if self.n_cells < n_ctx:
+            raise OptionError("n_cells", n_cells, f"n_ctx ({n_ctx}) or more")
         self.placement: Placement | None = None
         self.n_forwards = 0
         self.n_tokens = 0
@@ -62,7 +64,7 @@ class FakeBackend:
 
     def forward(self, batch: Batch) -> Rows:
         """Store the batch and return one hashed row per wanted position."""
-        assert not self._closed, "forward after close"
+        self._check_open()
         assert 0 < len(batch) <= self.n_batch, f"batch of {len(batch)}, n_batch is {self.n_batch}"
         if self._fail_after is not None and self.n_forwards >= self._fail_after:
             self._fail_after = None
@@ -101,6 +103,7 @@ class FakeBackend:
 
     def truncate(self, slot: int, length: int) -> bool:
         """Drop everything a slot holds from the `length`-th entry on."""
+        self._check_open()
         if not self._can_truncate and 0 < length < len(self._cells[slot]):
             return False
         del self._cells[slot][length:]
@@ -108,6 +111,7 @@ class FakeBackend:
 
     def copy(self, source: int, target: int, length: int) -> bool:
         """Share the first `length` entries of `source` with the empty `target`."""
+        self._check_open()
         assert not self._cells[target], "copy into a slot that is not empty"
         if not self._can_truncate and length != len(self._cells[source]):
             return False
@@ -116,10 +120,12 @@ class FakeBackend:
 
     def save(self, slot: int) -> bytes:
         """Return what a slot holds, as JSON."""
+        self._check_open()
         return json.dumps([cell[1:] for cell in self._cells[slot]]).encode()
 
     def load(self, slot: int, state: bytes) -> None:
         """Restore what `save` returned."""
+        self._check_open()
         assert not self._cells[slot], "load into a slot that is not empty"
         for position, token_id in json.loads(state):
             self._cells[slot].append((self._next_cell, position, token_id))
@@ -136,8 +142,13 @@ class FakeBackend:
     def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:
         """Return the end id of this fake, candidate or not."""
         del candidates
+        self._check_open()
         return frozenset() if self._end_id is None else frozenset({self._end_id})
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("this backend is closed")
+
     def close(self) -> None:
-        """Refuse further forward passes."""
+        """Refuse whatever comes."""
         self._closed = True

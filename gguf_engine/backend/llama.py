@@ -21,15 +21,13 @@ from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError
 from gguf_engine.backend.devices import Device, DeviceChoice, choose, device_handle, read_devices
 from gguf_engine.backend.log import LogTail, read_placement
 from gguf_engine.backend.processors import usable_processors
-from gguf_engine.errors import BackendError, ModelLoadError, OptionError
+from gguf_engine.errors import BackendError, EngineClosedError, ModelLoadError, OptionError
 from gguf_engine.params import EngineParams
 
 # libgomp spins 30 billion times at a barrier by default, which takes a busy neighbour's core away
 # from itself: decoding fell to a tenth. A bounded spin keeps the idle speed.
 _SPIN = {"GOMP_SPINCOUNT": "1000"}
 _USERS_SPIN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-# Without it a ggml abort starts a debugger to print its backtrace.
-_NO_DEBUGGER = {"GGML_NO_BACKTRACE": "1"}
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _GGML_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
@@ -51,7 +49,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _load_library() -> Any:
     spin = {} if any(name in os.environ for name in _USERS_SPIN) else _SPIN
-    with _environment({**spin, **_NO_DEBUGGER}):
+    # ggml reads this one when it aborts, and else starts a debugger for a backtrace: it has to stay.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    with _environment(spin):
         import llama_cpp.llama_cpp as library
 
         library.llama_backend_init()
@@ -171,13 +171,11 @@ class LlamaBackend:
         if self.n_cells < self.n_ctx:
             raise OptionError("n_cells", self.n_cells, f"n_ctx ({self.n_ctx}) or more")
         self.n_slots = params.n_slots
-        self.n_batch = params.n_batch
         n_threads = params.n_threads or usable_processors()
         context_params = _llama.llama_context_default_params()
         # llama.cpp rounds up; what is over the n_cells asked for is not used.
         context_params.n_ctx = self.n_cells
-        context_params.n_batch = self.n_batch
-        context_params.n_ubatch = self.n_batch
+        context_params.n_batch = context_params.n_ubatch = params.n_batch
         context_params.n_seq_max = self.n_slots
         context_params.kv_unified = True
         context_params.n_threads = n_threads
@@ -190,7 +188,10 @@ class LlamaBackend:
         context_params.no_perf = True
         self._context = _llama.llama_init_from_model(self._model, context_params)
         if not self._context:
-            raise ModelLoadError(str(path), f"no memory for {self.n_cells} KV cells", _log.errors())
+            what = f"it could not make a context of {self.n_cells} KV cells"
+            raise ModelLoadError(str(path), what, _log.errors())
+        # llama.cpp makes it smaller for a small context, and aborts the process on a larger batch.
+        self.n_batch = int(_llama.llama_n_batch(self._context))
         self._vocab = _llama.llama_model_get_vocab(self._model)
         self.n_vocab = int(_llama.llama_vocab_n_tokens(self._vocab))
         self._memory = _llama.llama_get_memory(self._context)
@@ -226,6 +227,7 @@ class LlamaBackend:
 
     def forward(self, batch: Batch) -> Rows:
         """See Backend.forward."""
+        self._check_open()
         n_tokens = len(batch)
         assert 0 < n_tokens <= self.n_batch, f"batch of {n_tokens}, n_batch is {self.n_batch}"
         move = ctypes.memmove
@@ -239,6 +241,7 @@ class LlamaBackend:
         # Read the code before the logits: after a failure the old row is still there.
         if status:
             self._raise(status, n_tokens)
+        self._abort_flag.value = 0
         return self._rows(batch.n_outputs)
 
     def _rows(self, n_outputs: int) -> Rows:
@@ -263,10 +266,12 @@ class LlamaBackend:
 
     def truncate(self, slot: int, length: int) -> bool:
         """See Backend.truncate."""
+        self._check_open()
         return bool(_llama.llama_memory_seq_rm(self._memory, slot, length, -1))
 
     def copy(self, source: int, target: int, length: int) -> bool:
         """See Backend.copy. The cells are shared: the cache is unified."""
+        self._check_open()
         if _llama.llama_model_is_recurrent(self._model) or _llama.llama_model_is_hybrid(self._model):
             return False
         _llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
@@ -274,21 +279,28 @@ class LlamaBackend:
 
     def save(self, slot: int) -> bytes:
         """See Backend.save."""
+        self._check_open()
         size = int(_llama.llama_state_seq_get_size(self._context, slot))
         buffer = (ctypes.c_uint8 * size)()
         written = _llama.llama_state_seq_get_data(self._context, buffer, size, slot)
-        return bytes(buffer[:written])
+        return ctypes.string_at(buffer, written)
 
     def load(self, slot: int, state: bytes) -> None:
         """See Backend.load."""
+        self._check_open()
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         if not _llama.llama_state_seq_set_data(self._context, buffer, len(state), slot):
             raise BackendError(0, f"a state of {len(state)} bytes does not fit this model")
 
     def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:
         """See Backend.end_ids."""
+        self._check_open()
         is_end = _llama.llama_vocab_is_eog
         return frozenset(i for i in candidates if 0 <= i < self.n_vocab and is_end(self._vocab, i))
+
+    def _check_open(self) -> None:
+        if self._context is None:
+            raise EngineClosedError("this backend is closed; load the model again")
 
     def close(self) -> None:
         """Free the context, then the model: llama.cpp crashes in the other order."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import deque
+import threading
+from collections import defaultdict, deque
 from collections.abc import Iterator
 
 from gguf_engine.backend.base import Placement
@@ -18,43 +19,44 @@ _BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute) buffer size =\s+([\d.]+) Mi
 
 class LogTail:
     """
-    The last lines llama.cpp logged, from any of its threads.
+    The last lines llama.cpp logged, apart for each thread that called it.
 
-    One instance serves the process: llama.cpp has one log callback.
+    One instance serves the process: llama.cpp has one log callback, and logs in the calling thread.
     """
 
     def __init__(self) -> None:
-        self._errors: deque[str] = deque(maxlen=8)
-        self._captures: list[list[str]] = []
-        self._level = 0
+        self._errors: defaultdict[int, deque[str]] = defaultdict(lambda: deque(maxlen=8))
+        self._captures: dict[int, list[str]] = {}
+        self._levels: dict[int, int] = {}
 
     def write(self, level: int, text: bytes, _: object) -> None:
         """Take one message; a callback of C, so it must not raise."""
-        self._level = level if level != _CONTINUED else self._level
+        thread = threading.get_ident()
+        if level != _CONTINUED:
+            self._levels[thread] = level
         line = text.decode("utf-8", "replace").strip()
         if not line:
             return
-        for lines in self._captures:
-            lines.append(line)
-        if self._level >= _ERROR_LEVEL:
-            self._errors.append(line)
+        if thread in self._captures:
+            self._captures[thread].append(line)
+        if self._levels.get(thread, 0) >= _ERROR_LEVEL:
+            self._errors[thread].append(line)
 
     def errors(self) -> str:
-        """Return the last errors as one line, and forget them."""
-        text = "; ".join(self._errors)
-        self._errors.clear()
-        return text
+        """Return this thread's last errors as one line, and forget them."""
+        return "; ".join(self._errors.pop(threading.get_ident(), ()))
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[list[str]]:
-        """Collect every line logged while the block runs."""
-        self._errors.clear()
+        """Collect every line this thread logs while the block runs."""
+        thread = threading.get_ident()
+        self.errors()
         lines: list[str] = []
-        self._captures.append(lines)
+        self._captures[thread] = lines
         try:
             yield lines
         finally:
-            self._captures.remove(lines)
+            del self._captures[thread]
 
 
 def read_placement(lines: list[str], device: str, reason: str, n_layers: int) -> Placement:

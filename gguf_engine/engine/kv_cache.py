@@ -78,12 +78,23 @@ class KVCache:
         if not self.n_held(source):
             return self._take_empty(), 0
         target = self._take_empty()
-        if self._backend.copy(source, target, n_shared):
-            self._held[target] = self._held[source][:n_shared]
-            self._cells[target] = self._cells[source][:n_shared]
-            self._n_users.update(self._cells[target])
-            return target, n_shared
-        return target, 0
+        try:
+            is_shared = self._backend.copy(source, target, n_shared)
+        except BaseException:
+            self.drop(target)
+            raise
+        if not is_shared:
+            return target, 0
+        self._held[target] = self._held[source][:n_shared]
+        self._cells[target] = self._cells[source][:n_shared]
+        self._n_users.update(self._cells[target])
+        return target, n_shared
+
+    def n_shared_with_live(self, token_ids: array[int]) -> int:
+        """Return how many cells `open` would share with a running request instead of taking them."""
+        live = (held for slot, held in enumerate(self._held) if held and slot not in self._idle)
+        n_shared = max((common_prefix(held, token_ids[:-1]) for held in live), default=0)
+        return n_shared if n_shared >= MIN_PREFIX else 0
 
     def _drop_unrelated(self, wanted: array[int]) -> None:
         """
@@ -162,8 +173,11 @@ class KVCache:
 
     def can_make_room(self, n_cells: int) -> bool:
         """Whether `make_room` would succeed."""
-        kept = {cell for slot, cells in enumerate(self._cells) if slot not in self._idle for cell in cells}
-        return self._backend.n_cells - len(kept) >= n_cells
+        if self.n_free_cells >= n_cells:
+            return True
+        n_idle_users = Counter(cell for slot in self._idle for cell in self._cells[slot])
+        n_idle_cells = sum(n == self._n_users[cell] for cell, n in n_idle_users.items())
+        return self.n_free_cells + n_idle_cells >= n_cells
 
 
 def common_prefix(a: array[int], b: array[int]) -> int:

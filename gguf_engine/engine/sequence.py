@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from array import array
 from collections.abc import Callable
@@ -17,8 +18,20 @@ if TYPE_CHECKING:
     from gguf_engine.text.detokenizer import Detokenizer
     from gguf_engine.text.stops import StopMatcher
 
-Deliver = Callable[["Piece | BaseException"], None]
-"""Where the pieces of a request go, from the engine's thread; an exception ends the request."""
+Deliver = Callable[["list[Piece] | BaseException"], None]
+"""Where the pieces of a request go, from the engine's thread; an error ends the request."""
+
+# Waking a reading thread costs more than making a token of a small model. No reader can tell pieces
+# apart that come faster than this.
+HAND_OVER_S = 0.001
+
+
+class RequestFaultError(Exception):
+    """What belongs to one request failed, and is to cost that request alone. Never leaves the engine."""
+
+    def __init__(self, sequence: Sequence, error: Exception) -> None:
+        super().__init__(str(error))
+        self.sequence, self.error = sequence, error
 
 
 class Sequence:
@@ -30,12 +43,14 @@ class Sequence:
         params: Its options; `seed` is the one to use, whatever `params.seed` says.
         options: `params`, prepared by the sampler.
         end_ids: Ids that end it.
-        deliver: Takes its pieces.
+        deliver: Takes its pieces, some at a time.
         constraint: Which ids may come next; None allows all.
         proposer: Guesses at the next ids, verified against the model; None for one id a pass.
     """
 
     __slots__ = (
+        "_handed_over_at",
+        "_pieces",
         "constraint",
         "deliver",
         "detokenizer",
@@ -81,6 +96,8 @@ class Sequence:
         self.constraint, self.proposer = constraint, proposer
         self.slot: int | None = None
         self.n_cached = self.n_prefilled = self.n_drafted = self.n_accepted = 0
+        self._pieces: list[Piece] = []  # made, not handed over yet
+        self._handed_over_at = 0.0
         self.submitted_at = time.perf_counter()
         self.started_at = self.first_token_at = self.finished_at = 0.0
 
@@ -119,10 +136,16 @@ class Sequence:
                 return self.finish("stop", text, sample)
         if len(self.token_ids) == self.params.max_tokens or self.n_ids >= n_ctx:
             return self.finish("length", text, sample)
-        self.deliver(
-            Piece(text=text, token_id=token_id, logprob=sample.logprob, top_logprobs=sample.top_logprobs)
-        )
+        now = time.perf_counter()
+        self._pieces.append(Piece(text, token_id, sample.logprob, sample.top_logprobs))
+        if now - self._handed_over_at >= HAND_OVER_S:
+            self._handed_over_at = now
+            self._hand_over()
         return False
+
+    def _hand_over(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        self.deliver(pieces)
 
     def finish(self, reason: FinishReason, text: str = "", sample: Sample | None = None) -> bool:
         """Deliver the last piece: `text`, then whatever was held back."""
@@ -137,7 +160,7 @@ class Sequence:
                 elif reason != "cancelled":
                     reason = "stop"
             text += tail
-        self.deliver(
+        self._pieces.append(
             Piece(
                 text=text,
                 token_id=None if sample is None else sample.token_id,
@@ -152,12 +175,17 @@ class Sequence:
                 timings=self._timings(),
             )
         )
+        self._hand_over()
         return True
 
     def fail(self, error: BaseException) -> None:
         """End with an error instead of a last piece."""
         self.finished_at = time.perf_counter()
-        self.deliver(error)
+        # A reader that cannot even be told has gone; the engine has others.
+        with contextlib.suppress(Exception):
+            if self._pieces:
+                self._hand_over()
+            self.deliver(error)
 
     def _timings(self) -> Timings:
         started = self.started_at or self.finished_at

@@ -11,7 +11,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TypeVar
 
 from gguf_engine.engine.engine import Engine
@@ -37,22 +36,27 @@ class EngineWorker:
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._pid = os.getpid()
         self._is_closed = False
-        self._close_lock = threading.Lock()
+        self._make_engine: Callable[[], Engine] | None = make_engine
         self._abort = abort_making
-        self._ready: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(make_engine,), name="gguf-engine", daemon=True
-        )
-        self._thread.start()
+        self._abort_prompt: Callable[[Sequence], None] = lambda _: None
+        self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="gguf-engine", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:  # a Ctrl-C while the thread comes up
+            self.close()
+            raise
 
     def wait_until_ready(self) -> None:
         """
-        Wait for `make_engine`.
+        Wait for `make_engine`; to be called once.
 
         Raises:
             Exception: Whatever it raised.
         """
-        self._ready.result()
+        error = self._ready.get()
+        if error is not None:
+            raise error
 
     def submit(self, sequence: Sequence) -> None:
         """
@@ -68,59 +72,82 @@ class EngineWorker:
         if self._is_closed or os.getpid() != self._pid:
             return
         self._inbox.put(lambda engine: engine.cancel(sequence))
-        # A long prompt is worth interrupting; a decode pass ends soon by itself.
-        if not sequence.token_ids:
-            self._abort()
+        self._abort_prompt(sequence)
 
     def call(self, function: Callable[[Engine], _T]) -> _T:
         """Run a function on the engine's thread, between two passes, and return its result."""
-        future: Future[_T] = Future()
+        # Not a Future, whose lock a signal handler that closes the engine would wait for in vain.
+        answer: queue.SimpleQueue[tuple[_T] | Exception] = queue.SimpleQueue()
 
         def message(engine: Engine) -> None:
             try:
-                future.set_result(function(engine))
+                answer.put((function(engine),))
             except Exception as error:  # noqa: BLE001 - handed to the caller, who is waiting
-                future.set_exception(error)
+                answer.put(error)
 
         self._send(message)
-        return future.result()
+        answered = answer.get()
+        if isinstance(answered, Exception):
+            raise answered
+        return answered[0]
 
-    def _send(self, message: _Message) -> None:
+    def check_process(self) -> None:
+        """
+        Refuse use in a forked child.
+
+        Raises:
+            EngineClosedError: This is a child of the process that loaded the engine.
+        """
         if os.getpid() != self._pid:
             raise EngineClosedError(
                 f"this engine was loaded by process {self._pid} and cannot be used in its forked "
                 f"child {os.getpid()}; load a model in the child"
             )
-        with self._close_lock:
-            if self._is_closed:
-                raise EngineClosedError("the engine is closed; load the model again")
+
+    def _send(self, message: _Message) -> None:
+        self.check_process()
+        if not self._is_closed:
             self._inbox.put(message)
+        # Asked again: the thread says that it ends before it looks into the inbox for the last time, so a
+        # message is answered there or refused here. No lock: a signal handler may be the one who closes.
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed; load the model again")
 
     def close(self) -> None:
         """End every request with EngineClosedError, free the model, join the thread; twice is fine."""
         if os.getpid() != self._pid:
             return
-        with self._close_lock:
-            if not self._is_closed:
-                self._is_closed = True
-                self._inbox.put(None)
-                self._abort()
-        if threading.current_thread() is not self._thread:
+        self._is_closed = True
+        self._inbox.put(None)
+        self._abort()
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _run(self, make_engine: Callable[[], Engine]) -> None:
+    def _run(self) -> None:
+        make_engine, self._make_engine = self._make_engine, None
+        assert make_engine is not None
         try:
             engine = make_engine()
-            self._abort = engine.backend.abort
+            self._abort, self._abort_prompt = engine.backend.abort, engine.abort_prompt
         except BaseException as error:  # noqa: BLE001 - handed to wait_until_ready
-            self._ready.set_exception(error)
+            self._ready.put(error)
             return
-        self._ready.set_result(None)
+        del make_engine  # it may hold whoever holds this worker
+        self._ready.put(None)
         try:
             self._loop(engine)
         finally:
-            engine.fail_all(EngineClosedError("the engine was closed while this request ran"))
-            engine.close()
+            self._end(engine)
+
+    def _end(self, engine: Engine) -> None:
+        """Answer whatever is still in the inbox, so that nobody waits for a thread that has gone."""
+        self._is_closed = True
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if message is not None:
+                message(engine)
+        engine.fail_all(EngineClosedError("the engine was closed while this request ran"))
+        engine.close()
 
     def _handle(self, engine: Engine) -> bool:
         """Wait for a message and do it; False when it says to end."""

@@ -31,7 +31,7 @@ assert ffi.sizeof("ge_row") == _ROW.size
 
 
 class RowOptions:
-    """The native form of a request's sampling options. Made by `Sampler.prepare`; opaque."""
+    """The native form of a request's sampling options. Made by `prepare`; opaque."""
 
     __slots__ = ("_arrays", "_struct", "address", "reads_prompt", "wants_logprobs")
 

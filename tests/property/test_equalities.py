@@ -15,6 +15,7 @@ from engine_samples import Request, alone, finish, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gguf_engine.backend.base import Batch, OutOfCellsError, Rows
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine.engine import Engine
 
@@ -53,7 +54,7 @@ class Guesses:
         return [i if self.random.random() < self.p_right else self.random.randrange(N_VOCAB) for i in ahead]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     wanted=st.lists(requests, min_size=2, max_size=6),
     n_slots=st.integers(1, 5),
@@ -77,7 +78,7 @@ def test_a_request_in_any_company_gives_what_it_gives_alone(
         assert request.completion.token_ids == alone(backend=machine(), **options).token_ids
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(wanted=st.lists(requests, min_size=2, max_size=4), cuts=st.lists(st.integers(0, 12), max_size=8))
 def test_a_preempted_request_goes_on_with_the_same_text(
     wanted: list[dict[str, Any]], cuts: list[int]
@@ -96,7 +97,7 @@ def test_a_preempted_request_goes_on_with_the_same_text(
         assert request.completion.token_ids == alone(backend=machine(), **options).token_ids
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     options=requests,
     p_right=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
@@ -113,6 +114,36 @@ def test_speculation_gives_the_text_of_plain_decoding(
     run(engine, request)
     assert request.completion.token_ids == plain.token_ids
     assert request.completion.text == plain.text
+
+
+@settings(max_examples=100)
+@given(
+    wanted=st.lists(requests, min_size=2, max_size=5),
+    p_right=st.sampled_from([0.0, 0.6, 1.0]),
+    n_cells=st.integers(CTX, 2 * CTX),
+    gaps=st.lists(st.integers(0, 4), min_size=5, max_size=5),
+)
+def test_speculation_in_company_gives_the_same_texts_and_never_asks_for_too_much(
+    wanted: list[dict[str, Any]], p_right: float, n_cells: int, gaps: list[int]
+) -> None:
+    class Strict(FakeBackend):
+        def forward(self, batch: Batch) -> Rows:
+            try:
+                return super().forward(batch)
+            except OutOfCellsError:
+                raise AssertionError("the scheduler planned more than there is room for") from None
+
+    engine = Engine(Strict(**machine(n_slots=4, n_cells=n_cells)))
+    together, plain = [], [alone(backend=machine(), **options) for options in wanted]
+    for options, gap, expected in zip(wanted, gaps, plain, strict=False):
+        guesses = Guesses(expected.token_ids, len(options["prompt_ids"]), p_right, gap)
+        request = Request(engine, proposer=guesses, **options)
+        engine.submit(request.sequence)
+        together.append(request)
+        for _ in range(gap):
+            engine.step()
+    finish(engine)
+    assert [r.completion.token_ids for r in together] == [p.token_ids for p in plain]
 
 
 def test_right_guesses_save_forward_passes() -> None:
@@ -137,7 +168,7 @@ class Eager:
 
 
 def test_drafts_never_reach_past_the_context_the_batch_or_the_answer() -> None:
-    engine = Engine(FakeBackend(**machine(n_ctx=24, n_cells=64, n_batch=4, end_id=None)))
+    engine = Engine(FakeBackend(**machine(n_slots=2, n_ctx=24, n_cells=64, n_batch=4, end_id=None)))
     request = Request(engine, [1, 2, 3], proposer=Eager(), max_tokens=None)
     run(engine, request)  # the backend refuses positions from 24 on, and batches of more than 4
     assert request.sequence.n_ids == 24
@@ -147,7 +178,7 @@ def test_drafts_never_reach_past_the_context_the_batch_or_the_answer() -> None:
     assert short.completion.timings.n_drafted <= 1  # the last id needs no guess
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     first=requests,
     second=requests,

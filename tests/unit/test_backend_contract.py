@@ -10,6 +10,7 @@ import pytest
 
 from gguf_engine.backend.base import Backend, Batch, ForwardAbortedError, OutOfCellsError
 from gguf_engine.backend.fake import FakeBackend
+from gguf_engine.errors import EngineClosedError
 from gguf_engine.params import EngineParams
 
 Make = Callable[..., Backend]
@@ -131,6 +132,26 @@ def test_closing_twice_is_fine(make_backend: Make) -> None:
     backend = make_backend()
     backend.close()
     backend.close()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda backend: forward(backend, (0, 0, [1])),
+        lambda backend: backend.truncate(0, 0),
+        lambda backend: backend.copy(0, 1, 1),
+        lambda backend: backend.save(0),
+        lambda backend: backend.load(0, b""),
+        lambda backend: backend.end_ids([1]),
+    ],
+)
+def test_use_after_closing_is_an_error_of_ours(
+    make_backend: Make, use: Callable[[Backend], object]
+) -> None:
+    backend = make_backend()
+    backend.close()
+    with pytest.raises(EngineClosedError):
+        use(backend)
 
 
 def test_end_ids_are_a_set_of_ids(make_backend: Make) -> None:

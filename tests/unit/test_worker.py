@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -29,7 +30,12 @@ def worker() -> Iterator[EngineWorker]:
 def submit(worker: EngineWorker, **options: object) -> tuple[Request, queue.SimpleQueue[object]]:
     request = worker.call(lambda engine: Request(engine, [1, 2], **options))
     delivered: queue.SimpleQueue[object] = queue.SimpleQueue()
-    request.sequence.deliver = delivered.put
+
+    def deliver(items: object) -> None:
+        for item in items if isinstance(items, list) else [items]:
+            delivered.put(item)
+
+    request.sequence.deliver = deliver
     worker.submit(request.sequence)
     return request, delivered
 
@@ -134,6 +140,54 @@ def test_a_bug_in_one_step_ends_the_requests_and_not_the_thread(
     assert isinstance(last(delivered), ZeroDivisionError)
     _, delivered = submit(worker, max_tokens=2)
     assert isinstance(last(delivered), Piece)
+
+
+def test_a_reader_that_fails_costs_itself_alone(worker: EngineWorker) -> None:
+    request, _ = submit(worker, max_tokens=None)
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    request.sequence.deliver = fail
+    worker.cancel(request.sequence)
+    _, delivered = submit(worker, max_tokens=2)
+    assert isinstance(last(delivered), Piece)
+
+
+def test_a_message_that_comes_too_late_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = EngineWorker(lambda: Engine(FakeBackend()))
+    worker.wait_until_ready()
+    late: list[EngineClosedError] = []
+
+    def end(self: EngineWorker, engine: Engine) -> None:
+        self._inbox.put(lambda engine: engine.submit(request.sequence))
+        original(self, engine)
+
+    original = EngineWorker._end
+    monkeypatch.setattr(EngineWorker, "_end", end)
+    request = worker.call(lambda engine: Request(engine, [1]))
+    request.sequence.deliver = late.append  # type: ignore[assignment]
+    worker.close()
+    assert isinstance(late[0], EngineClosedError)
+
+
+def call_for_ever(worker: EngineWorker) -> None:
+    while True:
+        worker.call(lambda engine: None)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timer")
+def test_a_signal_handler_may_close_the_engine_that_its_thread_is_using() -> None:
+    for n in range(50):
+        worker = EngineWorker(lambda: Engine(FakeBackend()))
+        previous = signal.signal(signal.SIGVTALRM, lambda *_, worker=worker: worker.close())
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.001 + n * 1e-5)
+        try:
+            with pytest.raises(EngineClosedError):
+                call_for_ever(worker)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, previous)
 
 
 def test_an_error_in_a_call_is_the_callers(worker: EngineWorker) -> None:
