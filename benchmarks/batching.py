@@ -32,7 +32,9 @@ def run_engine(llm: LLM, prompts: list[list[int]], seed: int) -> None:
     """Read one stream a prompt, each in its own thread."""
 
     def read(index: int) -> None:
-        stream = llm.stream(prompts[index], seed=seed + index, max_tokens=N_TOKENS, ignore_eos=True)
+        stream = llm.stream(
+            prompts[index], seed=seed + index, max_tokens=N_TOKENS, ignore_eos=True, min_p=0.1
+        )
         assert sum(1 for _ in stream) == N_TOKENS
 
     threads = [threading.Thread(target=read, args=(index,)) for index in range(len(prompts))]

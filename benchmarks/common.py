@@ -67,7 +67,8 @@ class BareLoop:
     The shortest honest ctypes loop over llama.cpp: decode, its own sampler chain, token to text.
 
     One row a sequence, all sequences in step; the chain has the options and the order of our defaults:
-    repeat penalty 1.2 over the last 64 ids, temperature 1, draw.
+    repeat penalty 1.2 over the last 64 ids, temperature 1, min-p 0.1 (without which a model that is kept
+    going past its end babbles bytes), draw.
     """
 
     def __init__(self, path: Path, *, n_ctx: int, n_slots: int, n_threads: int) -> None:
@@ -133,6 +134,7 @@ class BareLoop:
         for sampler in (
             lib.llama_sampler_init_penalties(self.n_vocab, 64, 1.2, 0.0, 0.0),
             lib.llama_sampler_init_temp(1.0),
+            lib.llama_sampler_init_min_p(0.1, 1),
             lib.llama_sampler_init_dist(seed & 0xFFFFFFFF),
         ):
             lib.llama_sampler_chain_add(chain, sampler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import Any
 import hypothesis
 import pytest
 from fakehub import FakeHub
+
+# A shell that starts the tests in the background ignores Ctrl-C for them and all their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A deadline would be a timed assertion, on machines that are shared.
 hypothesis.settings.register_profile("untimed", deadline=None)
