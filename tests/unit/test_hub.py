@@ -386,9 +386,14 @@ def test_an_altered_file_is_not_used_offline_either(hub: FakeHub) -> None:
 def test_a_file_that_another_program_downloaded_is_checked_and_used(
     hub: FakeHub, clean_environment: Path
 ) -> None:
-    from huggingface_hub import hf_hub_download
-
-    hf_hub_download("org/repo", "m.gguf", cache_dir=clean_environment, endpoint=hub.endpoint)
+    # In a process of its own: huggingface_hub reads HF_ENDPOINT once, when it is imported.
+    code = (
+        "import huggingface_hub, sys; "
+        "huggingface_hub.hf_hub_download('org/repo', 'm.gguf', cache_dir=sys.argv[1])"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    subprocess.run([sys.executable, "-c", code, str(clean_environment)], env=environment, check=True)
+    assert any("m.gguf" in line for line in hub.requests)
     hub.requests.clear()
     resolve_model("org/repo:m.gguf")
     assert [line for line in hub.requests if "m.gguf" in line] == []
