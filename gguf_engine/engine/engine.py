@@ -169,18 +169,18 @@ class Engine:
         """Add the drawn ids to their sequence: drafts while they equal the draws, then one more."""
         sequence = chunk.sequence
         drafts = chunk.token_ids[len(chunk.token_ids) - chunk.n_drafts :]
-        n_accepted = 0
+        n_kept = chunk.start + len(chunk.token_ids) - len(drafts)
+        sequence.n_drafted += len(drafts)
         for i, sample in enumerate(samples):
             if isinstance(sample, SamplingError):
                 self._end_with_error(sequence, sample)
                 return
+            is_accepted = i < len(drafts) and sample.token_id == drafts[i]
+            n_kept += is_accepted
+            sequence.n_accepted += is_accepted
             has_ended = sequence.add(sample, self.backend.n_ctx)
-            if has_ended or i == len(drafts) or sample.token_id != drafts[i]:
+            if has_ended or not is_accepted:
                 break
-            n_accepted += 1
-        sequence.n_drafted += len(drafts)
-        sequence.n_accepted += n_accepted
-        n_kept = chunk.start + len(chunk.token_ids) - len(drafts) + n_accepted
         is_whole = self.kv_cache.truncate(chunk.slot, n_kept)
         if has_ended:
             self.scheduler.remove(sequence, keep=is_whole)

@@ -171,6 +171,7 @@ class Scheduler:
     def requeue(self, sequence: Sequence) -> None:
         """Take a running sequence's slot; it is computed again, with the same text, when it fits."""
         self.remove(sequence, keep=False)
+        sequence.pause()
         self.waiting.appendleft(sequence)
 
     def remove(self, sequence: Sequence, *, keep: bool) -> None:

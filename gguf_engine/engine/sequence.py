@@ -147,6 +147,13 @@ class Sequence:
         pieces, self._pieces = self._pieces, []
         self.deliver(pieces)
 
+    def pause(self) -> None:
+        """Hand over what there is: the next id may be long in coming."""
+        # A reader that fails is noticed with the next id.
+        with contextlib.suppress(Exception):
+            if self._pieces:
+                self._hand_over()
+
     def finish(self, reason: FinishReason, text: str = "", sample: Sample | None = None) -> bool:
         """Deliver the last piece: `text`, then whatever was held back."""
         self.finished_at = time.perf_counter()
@@ -181,10 +188,9 @@ class Sequence:
     def fail(self, error: BaseException) -> None:
         """End with an error instead of a last piece."""
         self.finished_at = time.perf_counter()
+        self.pause()
         # A reader that cannot even be told has gone; the engine has others.
         with contextlib.suppress(Exception):
-            if self._pieces:
-                self._hand_over()
             self.deliver(error)
 
     def _timings(self) -> Timings:

@@ -158,6 +158,15 @@ def test_right_guesses_save_forward_passes() -> None:
     assert request.completion.timings.n_accepted == request.completion.timings.n_drafted == 24
 
 
+def test_the_guesses_of_the_last_pass_are_counted() -> None:
+    plain = alone([1, 2], machine(end_id=None), max_tokens=5)
+    engine = Engine(FakeBackend(**machine(end_id=plain.token_ids[4])))
+    request = Request(engine, [1, 2], proposer=Guesses(plain.token_ids, 2, 1.0, 0), max_tokens=9)
+    run(engine, request)  # one id after the prompt, then four drafts, the last of which ends the answer
+    assert request.completion.finish_reason == "stop"
+    assert request.completion.timings.n_accepted == request.completion.timings.n_drafted == 4
+
+
 class Eager:
     """A proposer that always proposes all it may."""
 

@@ -175,6 +175,16 @@ def test_a_preempted_request_gives_its_cells_back_and_is_resumed_before_later_on
     assert list(engine.scheduler.waiting) == [young.sequence, later.sequence]
 
 
+def test_a_preempted_request_has_handed_over_what_it_made() -> None:
+    engine = Engine(FakeBackend())
+    request = Request(engine, [1], max_tokens=20)
+    engine.submit(request.sequence)
+    for _ in range(6):
+        engine.step()
+    engine.scheduler.preempt_youngest()
+    assert len(request.delivered) == 6
+
+
 def test_a_prompt_that_does_not_fit_beside_the_others_waits_instead_of_pushing_them_out() -> None:
     backend = FakeBackend(n_slots=2, n_ctx=40, n_cells=40)
     engine = Engine(backend)
