@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from gguf_engine.loader.preflight import preflight
     from gguf_engine.outputs import Completion, FinishReason, Piece, Timings, TokenLogprob, Usage
     from gguf_engine.params import EngineParams, SamplingParams
+    from gguf_engine.streams import AsyncStream, Stream
     from gguf_engine.text.chat import Message
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncStream": "streams",
     "BackendError": "errors",
     "Completion": "outputs",
     "DeviceError": "errors",
@@ -59,6 +61,7 @@ _HOMES = {
     "PromptTooLongError": "errors",
     "SamplingError": "errors",
     "SamplingParams": "params",
+    "Stream": "streams",
     "TemplateError": "errors",
     "Timings": "outputs",
     "TokenLogprob": "outputs",
@@ -69,6 +72,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncStream",
     "BackendError",
     "Completion",
     "DeviceError",
@@ -87,6 +91,7 @@ __all__ = [
     "PromptTooLongError",
     "SamplingError",
     "SamplingParams",
+    "Stream",
     "TemplateError",
     "Timings",
     "TokenLogprob",

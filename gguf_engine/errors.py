@@ -49,7 +49,9 @@ class OptionError(GGUFEngineError, ValueError):
 
     def __init__(self, option: str, value: object, allowed: str, help: str = "") -> None:  # noqa: A002
         self.option, self.value, self.allowed, self.help = option, value, allowed, help
-        super().__init__(_sentence(f"{option} is {value!r}; allowed: {allowed}", help))
+        shown = repr(value)
+        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+        super().__init__(_sentence(f"{option} is {shown}; allowed: {allowed}", help))
 
 
 class ModelError(GGUFEngineError):

@@ -95,7 +95,8 @@ class LLM:
         model: str | Path,
         *,
         revision: str | None = None,
-        device: str = "auto",
+        device: str | None = None,
+        params: EngineParams | None = None,
         tokenizer: str | Path | None = None,
         chat_template: str | Path | None = None,
         cache_dir: str | Path | None = None,
@@ -113,7 +114,8 @@ class LLM:
             model: A catalog name ("haiku", "phi3-mini"), "org/repo:file@revision" on the hub, a
                 .gguf file, or a folder that holds one.
             revision: Branch, tag or commit on the hub; None means the catalog's, or "main".
-            device: "auto", "cpu", "cuda", "cuda:N", "metal", "vulkan", ...
+            device: "auto" (the default), "cpu", "cuda", "cuda:N", "metal", "vulkan", ...
+            params: Options of the engine; `device` and `options` win.
             tokenizer: A tokenizer.json, instead of the one found with the model or inside it.
             chat_template: A file with a Jinja template, or its text, instead of the model's own. A
                 string without "{" cannot be a template: it is a file's name.
@@ -139,7 +141,11 @@ class LLM:
         from gguf_engine.loader.preflight import preflight
         from gguf_engine.loader.resolve import resolve_model
 
-        params = build_params(EngineParams, {"device": device, **options})
+        if not isinstance(model, (str, Path)):
+            raise OptionError("model", model, "a name or a path")
+        if device is not None:
+            options["device"] = device
+        params = build_params(EngineParams, options, params)
         choose(params.device, list_devices())  # a refusal should not come after a long download
         files = resolve_model(
             model,
@@ -329,6 +335,8 @@ def _load_tokenizer(gguf: GGUFFile, path: Path | None) -> Tokenizer:
 
 def _read_template(chat_template: str | Path, tokenizer: Tokenizer) -> ChatTemplate:
     """Read a template from a file; a string with Jinja in it is the template itself."""
+    if not isinstance(chat_template, (str, Path)):
+        raise OptionError("chat_template", chat_template, "a file's path, or the template's text")
     text = str(chat_template)
     if isinstance(chat_template, Path) or "{" not in text:
         try:

@@ -39,7 +39,9 @@ class Timings:
     decode_tokens_per_s: float
     """Tokens per second after the first; 0 when there are fewer than two."""
     n_drafted: int = 0
+    """Ids that a proposer guessed; 0 without one."""
     n_accepted: int = 0
+    """How many of them were drawn."""
 
 
 class Piece(NamedTuple):
@@ -71,7 +73,7 @@ class Completion:
     Attributes:
         text: The answer, without the end token and without a matched stop string.
         token_ids: Every sampled id, the ending one included.
-        seed: What the draws were made with: the same seed gives the same answer again.
+        seed: What the draws were made with: the same request alone gives the same answer with it.
     """
 
     text: str

@@ -35,7 +35,7 @@ class SamplingParams:
         repeat_penalty: > 0. Divides positive and multiplies negative logits of ids seen in the
             window; 1 is off, below 1 rewards repetition.
         repeat_last_n: Window of the repeat penalty in generated ids; 0 is off, -1 is all.
-        penalize_prompt: Whether the window reaches back into the prompt.
+        penalize_prompt: Let the window reach back into the prompt.
         presence_penalty: In [-100, 100]. Subtracted once from the logit of each generated id.
         frequency_penalty: In [-100, 100]. Subtracted once per occurrence.
         logit_bias: id -> finite value added to its logit, or -inf to forbid it.
@@ -45,8 +45,9 @@ class SamplingParams:
         ignore_eos: Go on past end-of-generation tokens.
         logprobs: None for no log-probabilities, 0 for the token's own, n <= 64 for the n best too.
             They are of the penalised, tempered distribution before truncation.
-        raw_logprobs: Of the model's own row instead: before bias, penalties and temperature.
-        order: "standard" as above, or "llama.cpp": temperature after the truncating filters.
+        raw_logprobs: Report log-probabilities of the model's own row: before bias, penalties and
+            temperature. Needs logprobs.
+        order: "standard" applies the temperature before the truncating filters, "llama.cpp" after.
     """
 
     temperature: float = 1.0
@@ -89,6 +90,8 @@ class SamplingParams:
         )
         for name in ("penalize_prompt", "ignore_eos", "raw_logprobs"):
             _flag(name, getattr(self, name))
+        if self.raw_logprobs and self.logprobs is None:
+            raise OptionError("raw_logprobs", True, "together with logprobs only", "ask for logprobs too")
         _choice("order", self.order, ("standard", "llama.cpp"))
         object.__setattr__(self, "stop", _stops(self.stop))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
@@ -104,13 +107,14 @@ class EngineParams:
     How a model is loaded.
 
     Attributes:
-        device: "auto", "cpu", "cuda", "cuda:N", "metal", "metal:N", "vulkan", "vulkan:N".
+        device: "auto", "cpu", or a family's first or Nth device: "cuda", "cuda:N", and so for metal,
+            vulkan, rocm, sycl.
         n_gpu_layers: Layers on the device; None means all of them (none on "cpu").
         n_ctx: Positions a sequence may use, prompt and answer together; None means the model's
             own context length, at most 8192.
         n_slots: Requests that run at once, 1..256; more of them wait.
-        n_cells: KV cache cells shared by all running requests; None means one full context
-            (n_ctx). When they run out the youngest request waits and is resumed later.
+        n_cells: KV cache cells shared by all running requests, n_ctx or more; None means n_ctx. When
+            they run out the youngest request waits and is resumed later.
         n_batch: Tokens of one forward pass, 32..8192; a longer prompt is split.
         n_threads: Threads of decode; None means the processors this process may use.
         n_threads_batch: Threads of prefill; None means as n_threads.

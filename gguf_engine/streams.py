@@ -11,6 +11,7 @@ from types import TracebackType
 
 from gguf_engine.engine.sequence import Deliver, Sequence
 from gguf_engine.engine.worker import EngineWorker
+from gguf_engine.errors import EngineClosedError
 from gguf_engine.outputs import Completion, Piece, TokenLogprob
 
 Delivered = list[Piece] | BaseException
@@ -26,7 +27,7 @@ class _Request:
         deliver: Deliver,
         owner: object,
     ) -> None:
-        self._is_done = True
+        self._is_done, self._is_read = True, False
         self._worker = worker
         self._owner = owner  # a model lives as long as its streams
         self._pieces: deque[Piece] = deque()  # handed over, not read yet
@@ -51,6 +52,7 @@ class _Request:
         self._pieces.extend(delivered)
 
     def _next(self) -> Piece:
+        self._is_read = True
         piece = self._pieces.popleft()
         if piece.finish_reason is not None:
             self._is_done = True
@@ -112,7 +114,14 @@ class Stream(_Request, Iterator[Piece]):
         Wait for the end and return the whole answer.
 
         An exception in the waiting thread, Ctrl-C for one, ends the request.
+
+        Raises:
+            EngineClosedError: The stream was closed, or some of it was read already.
         """
+        if self._is_read or self._is_done:
+            raise EngineClosedError(
+                "this stream was closed or read already; join the pieces that were read"
+            )
         try:
             return join(list(self), self.seed)
         finally:

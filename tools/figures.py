@@ -47,7 +47,7 @@ def _overhead() -> list[str]:
         for n_tokens, row in lengths.items()
     ]
     heading = ("model", "tokens", "`LLM.stream`/s", "bare loop/s", "`Llama`/s", "of bare", "of `Llama`")
-    caption = "One stream, tokens/s against a bare ctypes loop and `llama_cpp.Llama`"
+    caption = f"One stream, {_threads(record)}: tokens/s against a bare ctypes loop and `llama_cpp.Llama`"
     return _table("overhead", caption, heading, rows)
 
 
@@ -62,8 +62,13 @@ def _batching() -> list[str]:
         )
         for width, row in record["widths"].items()
     ]
-    caption = "Concurrent streams on the haiku model, total tokens/s against a bare ctypes loop"
+    caption = f"Streams of the haiku model, {_threads(record)}: total tokens/s against a bare ctypes loop"
     return _table("batching", caption, ("streams", "gguf_engine/s", "bare loop/s", "of bare"), rows)
+
+
+def _threads(record: dict[str, Any]) -> str:
+    n_threads = record["n_threads"]
+    return "one thread" if n_threads == 1 else f"{n_threads} threads"
 
 
 def _sampler() -> list[str]:

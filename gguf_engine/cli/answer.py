@@ -79,8 +79,6 @@ def check_logprobs(sampling: SamplingParams, *, json: bool) -> None:
     """Refuse log-probabilities that nobody would see."""
     if sampling.logprobs is not None and not json:
         raise OptionError("logprobs", sampling.logprobs, "with --json only", "add --json")
-    if sampling.raw_logprobs and sampling.logprobs is None:
-        raise OptionError("raw_logprobs", sampling.raw_logprobs, "with --logprobs only", "add --logprobs 0")
 
 
 def record(completion: Completion, llm: LLM) -> dict[str, Any]:

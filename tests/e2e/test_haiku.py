@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gguf_engine import LLM, Completion, OptionError
+from gguf_engine import LLM, Completion, EngineParams, OptionError
 from gguf_engine.engine.engine import Engine
 from gguf_engine.streams import Stream
 
@@ -207,6 +207,17 @@ def test_progress_is_told_and_can_be_interrupted() -> None:
 
     with pytest.raises(InterruptedLoadError):
         LLM.load("haiku", progress=interrupt)
+
+
+def test_engine_params_may_be_passed_whole() -> None:
+    with LLM.load("haiku", params=EngineParams(n_ctx=128, n_slots=1), n_slots=2) as llm:
+        assert llm.n_ctx == 128
+
+
+@pytest.mark.parametrize("model", [None, 5])
+def test_a_model_that_is_no_name_is_refused(model: Any) -> None:
+    with pytest.raises(OptionError, match="model"):
+        LLM.load(model)
 
 
 def test_a_context_beyond_training_is_refused() -> None:

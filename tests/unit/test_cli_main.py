@@ -59,7 +59,10 @@ def test_version_is_the_package_version() -> None:
         (["lines", "--n-slots", "0"], "--n-slots is 0; allowed: an integer in 1..256"),
         (["chat", "--logprobs", "1"], "unknown option --logprobs"),
         (["run", "--logprobs", "1", "x"], "add --json"),
-        (["run", "--json", "--raw-logprobs", "x"], "with --logprobs only"),
+        (
+            ["run", "--json", "--raw-logprobs", "x"],
+            "--raw-logprobs is True; allowed: together with logprobs",
+        ),
         (["run", "--raw", "--system", "a", "x"], "drop --raw or --system"),
         (["run", "a\udcff"], "UTF-8"),
     ],

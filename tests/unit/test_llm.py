@@ -190,13 +190,14 @@ def test_asyncio_gives_the_same_pieces(make_llm: Make) -> None:
 def test_a_cancelled_task_frees_its_slot(make_llm: Make) -> None:
     llm = make_llm(n_slots=1, n_ctx=100_000)
 
-    async def read() -> None:
+    async def read(is_running: asyncio.Event) -> None:
         async for _ in llm.astream("The ice", max_tokens=None, ignore_eos=True):
-            pass
+            is_running.set()
 
     async def main() -> None:
-        task = asyncio.create_task(read())
-        await asyncio.sleep(0.05)
+        is_running = asyncio.Event()
+        task = asyncio.create_task(read(is_running))
+        await is_running.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -260,6 +261,16 @@ def test_params_of_another_kind_are_refused(make_llm: Make) -> None:
 def test_a_number_too_large_for_a_float_is_out_of_range(make_llm: Make) -> None:
     with pytest.raises(OptionError, match="temperature"):
         make_llm().generate("x", temperature=10**400)
+
+
+def test_a_stream_that_was_read_or_closed_cannot_be_joined(make_llm: Make) -> None:
+    llm = make_llm()
+    read, closed = (llm.stream("The ice", max_tokens=3, ignore_eos=True) for _ in range(2))
+    list(read)
+    closed.close()
+    for stream in (read, closed):
+        with pytest.raises(EngineClosedError, match="closed or read"):
+            stream.completion()
 
 
 def test_closing_is_final_and_may_be_repeated(make_llm: Make) -> None:

@@ -56,6 +56,17 @@ def test_an_engine_option_out_of_range_is_refused_by_name(name: str, value: Any)
     assert caught.value.option == name
 
 
+def test_raw_log_probabilities_without_log_probabilities_are_refused() -> None:
+    with pytest.raises(OptionError, match="logprobs"):
+        SamplingParams(raw_logprobs=True)
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    with pytest.raises(OptionError) as caught:
+        SamplingParams(stop="x" * 5000)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 400
+
+
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     with pytest.raises(OptionError, match=r"'temprature'.*temperature"):
         build_params(SamplingParams, {"temprature": 1.0})
