@@ -175,7 +175,12 @@ def build_params(kind: type[_P], options: Mapping[str, Any], base: _P | None = N
         if name not in names:
             raise OptionError("option", name, ", ".join(names), f"remove {name}={value!r}")
     values = {} if base is None else {name: getattr(base, name) for name in names}
-    return kind(**{**values, **options})
+    return kind(**{**values, **{name: _plain(value) for name, value in options.items()}})
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as the Python number it is; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _number(

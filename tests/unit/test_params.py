@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gguf_engine.errors import GGUFEngineError, OptionError
@@ -81,6 +82,12 @@ def test_the_edges_of_every_range_are_allowed() -> None:
     SamplingParams(temperature=0, top_p=1, top_k=0, min_p=0, repeat_last_n=-1, seed=2**63 - 1)
     SamplingParams(max_tokens=0, logprobs=64, logit_bias={3: -math.inf}, stop=("x" * 4096,))
     EngineParams(n_ctx=8, n_slots=1, n_batch=32)
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    params = build_params(SamplingParams, {"temperature": np.float32(0.5), "top_k": np.int64(5)})
+    assert (params.temperature, params.top_k) == (0.5, 5)
+    assert type(params.top_k) is int
 
 
 def test_options_win_over_the_params_they_come_with() -> None:
