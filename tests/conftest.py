@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 from fakehub import FakeHub
+from hub_samples import PHI3, TOKENIZER, WEIGHTS
 
 # A shell that starts the tests in the background ignores Ctrl-C for them and all their children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -105,6 +106,19 @@ def fake_hub() -> Iterator[FakeHub]:
     """Return an empty hub on loopback."""
     with FakeHub() as hub:
         yield hub
+
+
+@pytest.fixture
+def hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """Return a hub with phi3-mini, its tokenizer and one more model: the endpoint, retried at once."""
+    from gguf_engine.loader import hub as hub_module
+
+    fake_hub.add(PHI3, {"Phi-3-mini-4k-instruct-q4.gguf": WEIGHTS, "README.md": b"read me"})
+    fake_hub.add("microsoft/Phi-3-mini-4k-instruct", {"tokenizer.json": TOKENIZER})
+    fake_hub.add("org/repo", {"m.gguf": WEIGHTS, "tokenizer.json": TOKENIZER})
+    monkeypatch.setenv("HF_ENDPOINT", fake_hub.endpoint)
+    monkeypatch.setattr(hub_module, "RETRY_WAIT_S", 0.0)
+    return fake_hub
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

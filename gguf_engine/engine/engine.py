@@ -17,7 +17,7 @@ from gguf_engine.backend.base import (
 from gguf_engine.engine.kv_cache import KVCache
 from gguf_engine.engine.scheduler import Chunk, Scheduler
 from gguf_engine.engine.sequence import RequestFaultError, Sequence
-from gguf_engine.errors import BackendError, OptionError, SamplingError
+from gguf_engine.errors import BackendError, GGUFEngineError, OptionError, SamplingError
 from gguf_engine.outputs import FinishReason
 from gguf_engine.sampling.sampler import Sample, Sampler, SampleRequest
 
@@ -123,7 +123,9 @@ class Engine:
         for chunk in chunks:
             batch.add(chunk.slot, chunk.start, chunk.token_ids, chunk.n_outputs)
         if len(batch) > len(chunks):
-            self._prompts = frozenset(chunk.sequence for chunk in chunks if len(chunk.token_ids) > 1)
+            self._prompts = frozenset(
+                chunk.sequence for chunk in chunks if len(chunk.token_ids) - chunk.n_drafts > 1
+            )
         try:
             return self.backend.forward(batch)
         except ForwardAbortedError:
@@ -147,8 +149,9 @@ class Engine:
 
     def _end_with_error(self, sequence: Sequence, error: BaseException) -> None:
         self.scheduler.remove(sequence, keep=False)
-        # A copy: several readers raise it, and each raise adds to an exception's traceback.
-        sequence.fail(copy.copy(error))
+        # A copy: several readers raise it, and each raise adds to an exception's traceback. Only of our
+        # own classes: somebody else's may not survive copying.
+        sequence.fail(copy.copy(error) if isinstance(error, GGUFEngineError) else error)
 
     def _record(self, chunks: list[Chunk], requests: list[SampleRequest], rows: Rows) -> None:
         for chunk in chunks:

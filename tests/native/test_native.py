@@ -7,12 +7,15 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [*sorted((ROOT / "csrc").glob("*.c")), Path(__file__).with_name("test_sampler.c")]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
 FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
 N_FUZZED = "2000"
 
@@ -48,22 +51,23 @@ def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run(build(tmp_path_factory.mktemp("plain"), "-O0", "-DGE_NO_CLONES"), N_FUZZED)
 
 
+def _links_sanitizers() -> bool:
+    """Tell whether the compiler has its sanitizers' libraries: musl and some cross compilers lack them."""
+    if COMPILER is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        command = [COMPILER, *SANITIZERS, "-x", "c", "-", "-o", f"{folder}/probe"]
+        done = subprocess.run(command, input=b"int main(void) { return 0; }", capture_output=True)
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not _links_sanitizers(), reason="the C compiler comes without sanitizer libraries")
 def test_sanitizers_find_nothing_in_fuzzed_rows(tmp_path: Path, digest: str) -> None:
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
-    probe = tmp_path / "probe.c"
-    probe.write_text("int main(void) { return 0; }\n")
-    assert COMPILER is not None
-    linked = subprocess.run(
-        [COMPILER, *sanitizers, str(probe), "-o", str(tmp_path / "probe")], capture_output=True
-    )
-    if linked.returncode != 0:
-        pytest.skip("this compiler has no sanitizers")
-    assert run(build(tmp_path, *sanitizers, "-DGE_NO_CLONES"), N_FUZZED) == digest
+    assert run(build(tmp_path, *SANITIZERS, "-DGE_NO_CLONES"), N_FUZZED) == digest
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="allocations are counted with --wrap of GNU ld")
 def test_sampling_allocates_nothing(tmp_path: Path) -> None:
-    if platform.system() != "Linux":
-        pytest.skip("needs the --wrap option of GNU ld")
     wraps = ",".join(f"--wrap={name}" for name in ("malloc", "calloc", "realloc", "aligned_alloc"))
     program = build(tmp_path, "-O2", "-DGE_NO_CLONES", "-DCOUNT_ALLOCATIONS", f"-Wl,{wraps}")
     run(program, N_FUZZED, "count")
@@ -80,12 +84,15 @@ def _supports(architecture: str) -> bool:
     return needed.get(architecture, set()) <= set(cpuinfo.read_text().split())
 
 
-@pytest.mark.parametrize("architecture", ["x86-64", "x86-64-v3", "x86-64-v4"])
+def _on(architecture: str) -> Any:
+    reason = f"a processor without {architecture} cannot run code for it"
+    return pytest.param(architecture, marks=pytest.mark.skipif(not _supports(architecture), reason=reason))
+
+
+@pytest.mark.parametrize("architecture", [_on("x86-64"), _on("x86-64-v3"), _on("x86-64-v4")])
 def test_ids_and_weights_are_the_same_with_every_instruction_set(
     tmp_path: Path, digest: str, architecture: str
 ) -> None:
-    if not _supports(architecture):
-        pytest.skip(f"this processor cannot run {architecture}")
     assert run(build(tmp_path, "-O3", "-DGE_NO_CLONES", f"-march={architecture}"), N_FUZZED) == digest
 
 

@@ -214,13 +214,20 @@ def test_an_id_masked_by_a_constraint_is_never_drawn() -> None:
     assert all(token_id % 2 == 0 for token_id in request.completion.token_ids)
 
 
+class AwkwardError(ZeroDivisionError):
+    """An exception that cannot be copied: it is made of two things and remembers one."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one + two)
+
+
 class Faulty:
     """Stands for whatever belongs to a request, and fails."""
 
     n_max = 3
 
     def fail(self, *_: object) -> None:
-        raise ZeroDivisionError("faulty")
+        raise AwkwardError(1, 2)
 
     propose = fill_mask = accept = push = fail
 
