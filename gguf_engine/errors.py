@@ -14,6 +14,8 @@ Every error this package raises on purpose.
     ├── PromptTooLongError     more prompt than context
     ├── SamplingError          a logits row that cannot be sampled
     ├── BackendError           llama.cpp failed during a forward pass
+    ├── StateError             a saved state that is damaged or belongs elsewhere
+    ├── EngineCrashed          the process of an isolated engine died
     └── EngineClosedError      use after close, or in another process than the one that loaded
 
 Attributes hold the facts; the message is one sentence made of them: what happened, the value, what
@@ -152,6 +154,37 @@ class BackendError(GGUFEngineError):
     def __init__(self, status: int, what: str) -> None:
         self.status, self.what = status, what
         super().__init__(f"{what} (llama_decode returned {status})")
+
+
+class StateError(GGUFEngineError):
+    """
+    A saved state that must not be restored.
+
+    Attributes:
+        code: One of not_a_state, version, truncated, corrupt, other_model, other_settings.
+        name: The file, or what else it is called.
+        what: What was found, with both values where two differ.
+    """
+
+    def __init__(self, code: str, name: str, what: str, help: str = "") -> None:  # noqa: A002
+        self.code, self.name, self.what, self.help = code, name, what, help
+        super().__init__(_sentence(f"{name}: {what}", help) + f" [{code}]")
+
+
+class EngineCrashed(GGUFEngineError):  # noqa: N818 - what happened, as in a log
+    """
+    The process of an engine loaded with isolation="process" died; the next request starts another.
+
+    Attributes:
+        pid: Of the process.
+        what: How it ended, such as "ended with SIGSEGV".
+        last_words: The end of what it wrote to stderr, llama.cpp's own message among it; may be "".
+    """
+
+    def __init__(self, pid: int, what: str, last_words: str) -> None:
+        self.pid, self.what, self.last_words = pid, what, last_words
+        said = f"its last words: {last_words}" if last_words else "it said nothing"
+        super().__init__(f"the engine's process {pid} {what}; {said}")
 
 
 class EngineClosedError(GGUFEngineError):

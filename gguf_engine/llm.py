@@ -7,21 +7,20 @@ import weakref
 from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceABC
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from gguf_engine.engine.engine import Engine
-from gguf_engine.engine.sequence import Deliver, Sequence
-from gguf_engine.engine.worker import EngineWorker
+from gguf_engine.engine.request import Request
+from gguf_engine.engine.worker import EngineWorker, Worker
 from gguf_engine.errors import OptionError, PromptTooLongError, TokenizerError
 from gguf_engine.outputs import Completion
 from gguf_engine.params import EngineParams, SamplingParams, build_params
-from gguf_engine.sampling.sampler import prepare
+from gguf_engine.sampling.sampler import check_bias
 from gguf_engine.streams import AsyncStream, Stream
 from gguf_engine.text.chat import ChatTemplate, Message
-from gguf_engine.text.detokenizer import Detokenizer
-from gguf_engine.text.stops import StopMatcher
 from gguf_engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
 
 Prompt = str | SequenceABC[int | Message]
 """Raw text, token ids, or messages. A string is raw text unless a method says it is a user's turn."""
+
+Isolation = Literal["thread", "process"]
+"""Where an engine runs: in a thread of this process, or in a process of its own, which may crash."""
 
 Stage = Literal["download", "load"]
 Progress = Callable[[Stage, str, int, int | None], None]
@@ -45,41 +47,61 @@ class LLM:
     Use `LLM.load`; the constructor is for a backend of your own, such as FakeBackend.
 
     Args:
-        make_backend: Makes the backend, in the engine's thread.
+        make_backend: Makes the backend, in the engine's thread or process; for a process it must be a
+            class or function that can be imported, or a `functools.partial` of one.
         tokenizer: Its tokenizer.
         template: Its chat template; None when there is none, which `chat` then says.
         metadata: The model file's metadata.
         model: Its name, for people.
-        abort_load: Makes `make_backend` give up soon: for a Ctrl-C while it loads.
+        isolation: "thread", or "process": a crash of the backend is then an EngineCrashed.
+        on_load: Called with 0..1 while it loads; `make_backend` is then given a callback that takes the
+            share done and returns whether to go on.
+        on_killed: Told why when the model kills the process that loads it.
     """
 
     def __init__(
         self,
-        make_backend: Callable[[], Backend],
+        make_backend: Callable[..., Backend],
         tokenizer: Tokenizer,
         *,
         template: ChatTemplate | None = None,
         metadata: Mapping[str, Any] | None = None,
         model: str = "",
-        abort_load: Callable[[], None] = lambda: None,
+        isolation: Isolation = "thread",
+        on_load: Callable[[float], object] | None = None,
+        on_killed: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.tokenizer = tokenizer
         self.metadata = {} if metadata is None else metadata
         self.model = model
         self._template = template
-        self._worker = EngineWorker(lambda: Engine(make_backend()), abort_load)
+        self.isolation = isolation
+        self._worker: Worker
+        if isolation == "process":
+            from gguf_engine.engine.process import ProcessWorker
+
+            self._worker = ProcessWorker(
+                make_backend,
+                tokenizer,
+                end_candidates=tokenizer.special_ids,
+                on_load=on_load,
+                on_killed=on_killed,
+            )
+        elif isolation == "thread":
+            self._worker = _make_thread(make_backend, tokenizer, on_load)
+        else:
+            raise OptionError("isolation", isolation, "'thread' or 'process'")
         # Also at interpreter exit, while the thread can still be joined.
         self._finalizer = weakref.finalize(self, self._worker.close)
         try:
-            self._worker.wait_until_ready()
             self._learn()
         except BaseException:
             self.close()
             raise
 
     def _learn(self) -> None:
-        """Ask the engine once for what every request needs to know."""
-        facts = self._worker.call(lambda engine: engine.facts(self.tokenizer.special_ids))
+        """Wait for the engine, and keep what every request needs to know of it."""
+        facts = self._worker.wait_until_ready()
         if self.tokenizer.n_vocab > facts.n_vocab:
             raise TokenizerError(
                 f"the tokenizer has {self.tokenizer.n_vocab} ids, the model {facts.n_vocab}; "
@@ -104,6 +126,7 @@ class LLM:
         token: str | None = None,
         offline: bool = False,
         check: bool = True,
+        isolation: Isolation = "thread",
         progress: Progress | None = None,
         **options: Any,
     ) -> LLM:
@@ -124,7 +147,9 @@ class LLM:
             token: For gated repositories; None means HF_TOKEN.
             offline: Use what is cached, open no socket.
             check: Refuse files that would crash llama.cpp. Without it a bad file ends the process.
-            progress: See Progress; called in this thread while downloading, in the engine's while loading.
+            isolation: "process" runs llama.cpp in a process of its own: what kills it costs the requests
+                that run, which raise EngineCrashed, and the next request starts it again.
+            progress: See Progress; called in this thread while downloading, in another while loading.
             options: The fields of EngineParams: n_ctx, n_slots, n_threads, ...
 
         Raises:
@@ -161,23 +186,19 @@ class LLM:
             preflight(gguf)
         text = _load_tokenizer(gguf, files.tokenizer if tokenizer is None else Path(tokenizer))
         template = None if chat_template is None else _read_template(chat_template, text)
-        stop = threading.Event()
 
-        def make_backend() -> Backend:
-            def on_progress(done: float) -> bool:
-                if progress is not None:
-                    progress("load", files.weights.name, round(done * gguf.size), gguf.size)
-                return not stop.is_set()
-
-            return LlamaBackend(files.weights, params, on_progress)
+        def on_load(done: float) -> None:
+            if progress is not None:
+                progress("load", files.weights.name, round(done * gguf.size), gguf.size)
 
         return cls(
-            make_backend,
+            partial(LlamaBackend, files.weights, params),
             text,
             template=template,
             metadata=gguf.metadata,
             model=str(model),
-            abort_load=stop.set,
+            isolation=isolation,
+            on_load=on_load,
         )
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Completion:
@@ -223,8 +244,7 @@ class LLM:
             prompt: As in `generate`; with `chat` a string is a message of the user.
             params: Sampling options; `options` are its fields, and win.
         """
-        make_sequence = self._request(prompt, params, chat=chat, options=options)
-        return Stream(self._worker, make_sequence, self)
+        return Stream(self._worker, self._request(prompt, params, chat=chat, options=options), self)
 
     def astream(
         self,
@@ -235,8 +255,7 @@ class LLM:
         **options: Any,
     ) -> AsyncStream:
         """Start a request inside a running event loop: `async for piece in llm.astream(...)`."""
-        make_sequence = self._request(prompt, params, chat=chat, options=options)
-        return AsyncStream(self._worker, make_sequence, self)
+        return AsyncStream(self._worker, self._request(prompt, params, chat=chat, options=options), self)
 
     def _request(
         self,
@@ -247,24 +266,20 @@ class LLM:
         options: dict[str, Any],
         constraint: Constraint | None = None,
         proposer: Proposer | None = None,
-    ) -> Callable[[Deliver], Sequence]:
+    ) -> Request:
         """Check everything that can be checked before the engine sees the request."""
         chosen = build_params(SamplingParams, options, params)
-        is_raw = isinstance(prompt, str) and not chat
+        check_bias(chosen, self.n_vocab)
         prompt_ids = array("i", self.encode(prompt, chat=chat))
         if len(prompt_ids) >= self.n_ctx:
             raise PromptTooLongError(len(prompt_ids), self.n_ctx, self.n_ctx_train)
-        seed = chosen.chosen_seed()
-        prepared = prepare(chosen, seed, self.n_vocab)
-        return lambda deliver: Sequence(
+        return Request(
             prompt_ids=prompt_ids,
             params=chosen,
-            seed=seed,
-            options=prepared,
-            detokenizer=Detokenizer(self.tokenizer, continues=is_raw),
-            stops=StopMatcher(chosen.stop) if chosen.stop else None,
+            seed=chosen.chosen_seed(),
             end_ids=self.end_ids,
-            deliver=deliver,
+            n_vocab=self.n_vocab,
+            continues=isinstance(prompt, str) and not chat,
             constraint=constraint,
             proposer=proposer,
         )
@@ -323,6 +338,24 @@ class LLM:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _make_thread(
+    make_backend: Callable[..., Backend],
+    tokenizer: Tokenizer,
+    on_load: Callable[[float], object] | None,
+) -> EngineWorker:
+    stop = threading.Event()
+
+    def report(done: float) -> bool:
+        assert on_load is not None
+        on_load(done)
+        return not stop.is_set()
+
+    def make_engine() -> Engine:
+        return Engine(make_backend() if on_load is None else make_backend(report))
+
+    return EngineWorker(make_engine, tokenizer, end_candidates=tokenizer.special_ids, abort_making=stop.set)
 
 
 def _load_tokenizer(gguf: GGUFFile, path: Path | None) -> Tokenizer:

@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -95,6 +96,11 @@ class SamplingParams:
         _choice("order", self.order, ("standard", "llama.cpp"))
         object.__setattr__(self, "stop", _stops(self.stop))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by value: the mapping that keeps `logit_bias` from changing cannot be pickled."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return (partial(SamplingParams, **{**values, "logit_bias": dict(self.logit_bias)}), ())
 
     def chosen_seed(self) -> int:
         """Return the seed asked for, or a fresh one."""

@@ -6,36 +6,32 @@ import asyncio
 import contextlib
 import queue
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 
-from gguf_engine.engine.sequence import Deliver, Sequence
-from gguf_engine.engine.worker import EngineWorker
+from gguf_engine.engine.request import Request
+from gguf_engine.engine.sequence import Deliver
+from gguf_engine.engine.worker import Worker
 from gguf_engine.errors import EngineClosedError
 from gguf_engine.outputs import Completion, Piece, TokenLogprob
 
 Delivered = list[Piece] | BaseException
 
 
-class _Request:
-    """What both kinds of stream share: a submitted sequence, and how to end it."""
+class _Submitted:
+    """What both kinds of stream share: a submitted request, and how to end it."""
 
-    def __init__(
-        self,
-        worker: EngineWorker,
-        make_sequence: Callable[[Deliver], Sequence],
-        deliver: Deliver,
-        owner: object,
-    ) -> None:
+    def __init__(self, worker: Worker, request: Request, deliver: Deliver, owner: object) -> None:
         self._is_done, self._is_read = True, False
         self._worker = worker
         self._owner = owner  # a model lives as long as its streams
         self._pieces: deque[Piece] = deque()  # handed over, not read yet
-        self._sequence = make_sequence(deliver)
+        self._seed = request.seed
+        self._ticket = worker.open(request, deliver)
         # Before the submit: cancelling what was never submitted does nothing, the reverse would run on.
         self._is_done = False
         try:
-            worker.submit(self._sequence)
+            worker.submit(self._ticket)
         except BaseException:
             self.close()
             raise
@@ -43,7 +39,7 @@ class _Request:
     @property
     def seed(self) -> int:
         """What the draws of this request are made with."""
-        return self._sequence.seed
+        return self._seed
 
     def _put(self, delivered: Delivered) -> None:
         if isinstance(delivered, BaseException):
@@ -61,7 +57,7 @@ class _Request:
     def cancel(self) -> None:
         """End the request; the pieces up to its last one, "cancelled", can still be read."""
         if not self._is_done:
-            self._worker.cancel(self._sequence)
+            self._worker.cancel(self._ticket)
 
     def close(self) -> None:
         """End the request and the iteration; twice is fine. Dropping the stream does the same."""
@@ -74,18 +70,16 @@ class _Request:
             self.close()
 
 
-class Stream(_Request, Iterator[Piece]):
+class Stream(_Submitted, Iterator[Piece]):
     """
     The pieces of one request as they are made.
 
     Leave the loop whenever you like: closing or dropping the stream frees its slot.
     """
 
-    def __init__(
-        self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence], owner: object = None
-    ) -> None:
+    def __init__(self, worker: Worker, request: Request, owner: object = None) -> None:
         self._queue: queue.SimpleQueue[Delivered] = queue.SimpleQueue()
-        super().__init__(worker, make_sequence, self._queue.put, owner)
+        super().__init__(worker, request, self._queue.put, owner)
 
     def __iter__(self) -> Stream:
         return self
@@ -128,16 +122,14 @@ class Stream(_Request, Iterator[Piece]):
             self.close()
 
 
-class AsyncStream(_Request, AsyncIterator[Piece]):
+class AsyncStream(_Submitted, AsyncIterator[Piece]):
     """
     The same for asyncio: made inside a running event loop, and read there.
 
     Cancelling a task that waits for a piece ends the request, also when `asyncio.wait_for` does it.
     """
 
-    def __init__(
-        self, worker: EngineWorker, make_sequence: Callable[[Deliver], Sequence], owner: object = None
-    ) -> None:
+    def __init__(self, worker: Worker, request: Request, owner: object = None) -> None:
         loop = asyncio.get_running_loop()
         handed_over: asyncio.Queue[Delivered] = asyncio.Queue()
 
@@ -147,7 +139,7 @@ class AsyncStream(_Request, AsyncIterator[Piece]):
                 loop.call_soon_threadsafe(handed_over.put_nowait, delivered)
 
         self._queue = handed_over
-        super().__init__(worker, make_sequence, deliver, owner)
+        super().__init__(worker, request, deliver, owner)
 
     def __aiter__(self) -> AsyncStream:
         return self

@@ -9,6 +9,8 @@ from typing import Any
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine.engine import Engine
 from gguf_engine.engine.sequence import Sequence
+from gguf_engine.engine.worker import EngineWorker
+from gguf_engine.llm import LLM
 from gguf_engine.outputs import Completion, Piece
 from gguf_engine.params import SamplingParams
 from gguf_engine.streams import join
@@ -65,6 +67,12 @@ class Request:
     def completion(self) -> Completion:
         pieces = [piece for piece in self.delivered if isinstance(piece, Piece)]
         return join(pieces, self.sequence.seed)
+
+
+def thread_of(llm: LLM) -> EngineWorker:
+    """Return the worker of a model that runs in a thread."""
+    assert isinstance(llm._worker, EngineWorker)
+    return llm._worker
 
 
 def run(engine: Engine, *requests: Request, max_steps: int = 10_000) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 from collections import defaultdict, deque
@@ -22,7 +23,12 @@ class LogTail:
     The last lines llama.cpp logged, apart for each thread that called it.
 
     One instance serves the process: llama.cpp has one log callback, and logs in the calling thread.
+
+    Attributes:
+        echoes_errors: Whether errors go to stderr too: of a process that dies, that alone is left.
     """
+
+    echoes_errors = False
 
     def __init__(self) -> None:
         self._errors: defaultdict[int, deque[str]] = defaultdict(lambda: deque(maxlen=8))
@@ -41,6 +47,8 @@ class LogTail:
             self._captures[thread].append(line)
         if self._levels.get(thread, 0) >= _ERROR_LEVEL:
             self._errors[thread].append(line)
+            if self.echoes_errors:
+                os.write(2, line.encode("utf-8", "replace") + b"\n")
 
     def errors(self) -> str:
         """Return this thread's last errors as one line, and forget them."""

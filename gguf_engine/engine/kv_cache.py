@@ -165,6 +165,33 @@ class KVCache:
         self._idle.pop(slot, None)
         self._empty[slot] = None
 
+    def save(self, slot: int) -> bytes:
+        """Return the backend's state of a slot; it stands for the ids the slot holds."""
+        return self._backend.save(slot)
+
+    def load(self, token_ids: array[int], state: bytes) -> int | None:
+        """
+        Put what `save` returned into a slot, which is idle then: the next request may share its ids.
+
+        Returns:
+            The slot; None, and nothing changed, when running requests have all slots or cells.
+
+        Raises:
+            BackendError: The backend refused the state.
+        """
+        if not self.has_room_for_request or not self.can_make_room(len(token_ids)):
+            return None
+        self.make_room(len(token_ids))
+        slot = self._take_empty()
+        try:
+            self._backend.load(slot, state)
+        except BaseException:
+            self.drop(slot)
+            raise
+        self.append(slot, token_ids)
+        self.release(slot)
+        return slot
+
     def make_room(self, n_cells: int) -> bool:
         """Empty idle slots, oldest first, until `n_cells` are free; False if that is not enough."""
         while self.n_free_cells < n_cells and self._idle:

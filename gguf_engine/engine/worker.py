@@ -10,15 +10,42 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from gguf_engine.engine.engine import Engine
-from gguf_engine.engine.sequence import Sequence
+from gguf_engine.engine.engine import Engine, EngineFacts
+from gguf_engine.engine.sequence import Deliver, Sequence
 from gguf_engine.errors import EngineClosedError
+
+if TYPE_CHECKING:
+    from gguf_engine.engine.request import Request
+    from gguf_engine.text.pieces import PieceTable
+    from gguf_engine.text.tokenizer import Tokenizer
 
 _T = TypeVar("_T")
 _Message = Callable[[Engine], None]
+
+
+class Worker(Protocol):
+    """Whatever runs requests: an engine in a thread (EngineWorker) or in a process (ProcessWorker)."""
+
+    def wait_until_ready(self) -> EngineFacts:
+        """Wait until the model is loaded; to be called once. Raises what the load raised."""
+
+    def open(self, request: Request, deliver: Deliver) -> Any:
+        """Return a ticket for a request: what `submit` and `cancel` take."""
+
+    def submit(self, ticket: Any) -> None:
+        """Queue a request; its pieces come through `deliver`."""
+
+    def cancel(self, ticket: Any) -> None:
+        """End a request; its last piece says "cancelled". Fine at any time, from any thread."""
+
+    def check_process(self) -> None:
+        """Refuse use in a forked child."""
+
+    def close(self) -> None:
+        """End every request with EngineClosedError and free the model; twice is fine."""
 
 
 class EngineWorker:
@@ -27,19 +54,27 @@ class EngineWorker:
 
     Args:
         make_engine: Makes the engine, in that thread, so that one thread alone ever sees it.
+        vocabulary: What the ids of a `Request` stand for; None for sequences made elsewhere.
+        end_candidates: Ids that may end a generation.
         abort_making: Makes `make_engine` give up soon; called by a `close` before it has ended.
     """
 
     def __init__(
-        self, make_engine: Callable[[], Engine], abort_making: Callable[[], None] = lambda: None
+        self,
+        make_engine: Callable[[], Engine],
+        vocabulary: Tokenizer | PieceTable | None = None,
+        *,
+        end_candidates: Iterable[int] = (),
+        abort_making: Callable[[], None] = lambda: None,
     ) -> None:
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._pid = os.getpid()
         self._is_closed = False
         self._make_engine: Callable[[], Engine] | None = make_engine
+        self._vocabulary, self._end_candidates = vocabulary, end_candidates
         self._abort = abort_making
         self._abort_prompt: Callable[[Sequence], None] = lambda _: None
-        self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="gguf-engine", daemon=True)
         try:
             self._thread.start()
@@ -47,16 +82,22 @@ class EngineWorker:
             self.close()
             raise
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> EngineFacts:
         """
         Wait for `make_engine`; to be called once.
 
         Raises:
             Exception: Whatever it raised.
         """
-        error = self._ready.get()
-        if error is not None:
-            raise error
+        answer = self._ready.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def open(self, request: Request, deliver: Deliver) -> Sequence:
+        """Return the sequence of a request."""
+        assert self._vocabulary is not None
+        return request.sequence(self._vocabulary, deliver)
 
     def submit(self, sequence: Sequence) -> None:
         """
@@ -129,11 +170,12 @@ class EngineWorker:
         try:
             engine = make_engine()
             self._abort, self._abort_prompt = engine.backend.abort, engine.abort_prompt
+            facts = engine.facts(self._end_candidates)
         except BaseException as error:  # noqa: BLE001 - handed to wait_until_ready
             self._ready.put(error)
             return
         del make_engine  # it may hold whoever holds this worker
-        self._ready.put(None)
+        self._ready.put(facts)
         try:
             self._loop(engine)
         finally:

@@ -90,17 +90,27 @@ class Sample(NamedTuple):
     top_logprobs: tuple[TokenLogprob, ...]
 
 
-def prepare(params: SamplingParams, seed: int, n_vocab: int) -> RowOptions:
+def check_bias(params: SamplingParams, n_vocab: int) -> None:
     """
-    Return the native form of `params`, made once a request, by any thread.
+    Refuse a bias on an id that a vocabulary of `n_vocab` does not have.
 
     Raises:
-        OptionError: logit_bias names an id that a vocabulary of `n_vocab` does not have.
+        OptionError: logit_bias names one.
     """
     for token_id in params.logit_bias:
         if token_id >= n_vocab:
             allowed = f"token ids below {n_vocab}, the size of this model's vocabulary"
             raise OptionError("logit_bias", token_id, allowed)
+
+
+def prepare(params: SamplingParams, seed: int, n_vocab: int) -> RowOptions:
+    """
+    Return the native form of `params`, made once a request, by any thread.
+
+    Raises:
+        OptionError: As `check_bias`.
+    """
+    check_bias(params, n_vocab)
     return RowOptions(params, seed)
 
 

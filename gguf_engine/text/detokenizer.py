@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 
 from gguf_engine.errors import TokenizerError
+from gguf_engine.text.pieces import PieceTable
 from gguf_engine.text.tokenizer import Tokenizer
 
 _INCREMENTAL = codecs.getincrementaldecoder("utf-8")
@@ -21,16 +22,19 @@ class Detokenizer:
 
     __slots__ = ("_decoder", "_is_plain", "_strips", "_table", "_texts", "_window")
 
-    def __init__(self, tokenizer: Tokenizer, *, continues: bool = False) -> None:
+    def __init__(self, vocabulary: Tokenizer | PieceTable, *, continues: bool = False) -> None:
         """
         Start a sequence.
 
         Args:
-            tokenizer: Whose ids will come.
+            vocabulary: Whose ids will come: a tokenizer, or its table where it has one.
             continues: The ids go on from a text, so the space before the first word is kept.
         """
-        table = tokenizer.table()
-        self._window = _DecodeWindow(tokenizer) if table is None else None
+        table = vocabulary if isinstance(vocabulary, PieceTable) else vocabulary.table()
+        self._window = None
+        if table is None:
+            assert isinstance(vocabulary, Tokenizer)
+            self._window = _DecodeWindow(vocabulary)
         self._table = table
         self._texts = table.texts if table is not None else ()
         self._decoder = _INCREMENTAL("replace")

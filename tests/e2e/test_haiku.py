@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from engine_samples import thread_of
 
 from gguf_engine import LLM, Completion, EngineParams, OptionError
 from gguf_engine.engine.engine import Engine
@@ -34,7 +35,7 @@ def alone(llm: LLM) -> dict[str, Completion]:
     answers = {}
     for topic in TOPICS:
         answers[topic] = llm.chat(prompt(topic), **GREEDY)
-        llm._worker.call(forget)
+        thread_of(llm).call(forget)
     return answers
 
 
@@ -91,7 +92,7 @@ def test_in_company_the_text_is_the_same(llm: LLM, alone: dict[str, Completion])
 def test_after_preemptions_the_text_is_the_same(llm: LLM, alone: dict[str, Completion]) -> None:
     streams = [llm.stream(prompt(topic), chat=True, **GREEDY) for topic in TOPICS[:3]]
     for _ in range(3):
-        llm._worker.call(preempt)
+        thread_of(llm).call(preempt)
     for topic, stream in zip(TOPICS, streams, strict=False):
         assert same_up_to_ties(stream.completion(), alone[topic])
 
@@ -123,7 +124,7 @@ def test_with_speculation_the_text_is_the_same(llm: LLM, alone: dict[str, Comple
 def test_on_a_reused_prefix_the_text_is_the_same(llm: LLM) -> None:
     history = "You are a poet of few words and you like quiet places, snow, rivers and old wood."
     messages = [{"role": "system", "content": history}, {"role": "user", "content": prompt("moss")}]
-    llm._worker.call(forget)
+    thread_of(llm).call(forget)
     cold = llm.chat(messages, **GREEDY)  # type: ignore[arg-type]
     warm = llm.chat(messages, **GREEDY)  # type: ignore[arg-type]
     assert cold.usage.n_cached == 0

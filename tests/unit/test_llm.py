@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from engine_samples import thread_of
 from text_samples import PHI3_TEMPLATE, from_json, spm_json
 
 from gguf_engine import (
@@ -48,7 +49,7 @@ def make_llm() -> Iterator[Make]:
 
 def wait_until_idle(llm: LLM) -> None:
     for _ in range(1000):
-        if not llm._worker.call(lambda engine: engine.has_work):
+        if not thread_of(llm).call(lambda engine: engine.has_work):
             return
         time.sleep(0.01)
     raise AssertionError("a request still runs")
@@ -285,7 +286,7 @@ def test_closing_is_final_and_may_be_repeated(make_llm: Make) -> None:
 def test_a_model_that_is_forgotten_ends_its_thread(make_llm: Make) -> None:
     tokenizer = from_json(spm_json())
     llm = LLM(lambda: FakeBackend(n_vocab=tokenizer.n_vocab), tokenizer)
-    thread = llm._worker._thread
+    thread = thread_of(llm)._thread
     del llm
     gc.collect()
     thread.join(timeout=20)

@@ -1,0 +1,136 @@
+"""The child process of `ProcessWorker`: an EngineWorker that is spoken to over pipes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from gguf_engine.backend.log import LogTail
+from gguf_engine.engine import wire
+from gguf_engine.engine.engine import Engine
+from gguf_engine.engine.request import Request
+from gguf_engine.engine.sequence import Deliver, Sequence
+from gguf_engine.engine.worker import EngineWorker
+from gguf_engine.outputs import Piece
+
+_ORPHAN_CHECK_S = 1.0
+_PROGRESS_S = 0.05
+
+
+def main() -> None:
+    """Serve the requests that come over stdin until it ends. Does not return."""
+    inbox, outbox = _take_standard_streams()
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    LogTail.echoes_errors = True
+    frames = wire.read_frames(inbox)
+    server = _Server(outbox)
+    try:
+        server.open(next(frames))
+        for frame in frames:
+            server.handle(frame)
+    except BaseException as error:  # noqa: BLE001 - told to the parent, who raises it
+        server.tell(["failed", wire.encode_error(error)])
+    server.close()
+    # Nothing is left to do that an interpreter's shutdown would do better.
+    os._exit(0)
+
+
+def _take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
+    """Keep the pipes for ourselves: whatever libraries print goes to stderr."""
+    inbox = os.fdopen(os.dup(0), "rb")
+    outbox = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return inbox, outbox
+
+
+def _leave_with(parent: int) -> None:
+    """End when the parent has ended: a pipe that a forked sibling holds open would not tell."""
+    while os.getppid() == parent:
+        time.sleep(_ORPHAN_CHECK_S)
+    os._exit(0)
+
+
+class _Server:
+    """Hands what comes in to the worker, and what the worker delivers to the parent."""
+
+    def __init__(self, outbox: BinaryIO) -> None:
+        self._outbox = outbox
+        self._lock = threading.Lock()  # the engine's thread and the reading one both write
+        self._worker: EngineWorker | None = None
+        self._running: dict[int, Sequence] = {}
+
+    def tell(self, message: list[Any]) -> None:
+        """Send one message; a parent that has gone needs none."""
+        data = wire.encode(message)
+        try:
+            with self._lock:
+                wire.write_frame(self._outbox, data)
+        except OSError:
+            os._exit(0)
+
+    def open(self, frame: bytes) -> None:
+        """Load the model that the first frame describes."""
+        make_backend, self._vocabulary, candidates, reports = pickle.loads(frame)  # noqa: S301 - our parent's
+        on_load = [self._report()] if reports else []
+        self._worker = worker = EngineWorker(
+            lambda: Engine(make_backend(*on_load)), end_candidates=candidates
+        )
+        self.tell(["ready", wire.encode_facts(worker.wait_until_ready())])
+
+    def _report(self) -> Callable[[float], bool]:
+        last = 0.0
+
+        def report(done: float) -> bool:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= _PROGRESS_S or done >= 1:
+                last = now
+                self.tell(["progress", done])
+            return True
+
+        return report
+
+    def handle(self, frame: bytes) -> None:
+        """Do what one frame says: ("submit", id, pickled request) or ("cancel", id)."""
+        assert self._worker is not None
+        kind, number, *rest = pickle.loads(frame)  # noqa: S301 - our parent's
+        if kind == "submit":
+            self._submit(self._worker, number, rest[0])
+        elif number in self._running:
+            self._worker.cancel(self._running[number])
+
+    def _submit(self, worker: EngineWorker, number: int, pickled: bytes) -> None:
+        try:
+            request: Request = pickle.loads(pickled)  # noqa: S301 - our parent's
+            sequence = request.sequence(self._vocabulary, self._deliver(number))
+        except Exception as error:  # noqa: BLE001 - this request's own fault
+            self.tell(["error", number, wire.encode_error(error)])
+            return
+        self._running[number] = sequence
+        worker.submit(sequence)
+
+    def _deliver(self, number: int) -> Deliver:
+        def deliver(delivered: list[Piece] | BaseException) -> None:
+            if isinstance(delivered, BaseException):
+                self._running.pop(number, None)
+                self.tell(["error", number, wire.encode_error(delivered)])
+                return
+            if delivered[-1].finish_reason is not None:
+                self._running.pop(number, None)
+            self.tell(["pieces", number, [wire.encode_piece(piece) for piece in delivered]])
+
+        return deliver
+
+    def close(self) -> None:
+        """End every request and free the model."""
+        if self._worker is not None:
+            self._worker.close()

@@ -1,0 +1,278 @@
+"""
+ProcessWorker: an EngineWorker in a process of its own. A crash costs its requests, not the application.
+
+The child is a fresh interpreter that imports nothing of the caller's: no fork, no second run of the
+caller's main module. One thread of the parent (the manager) owns the child: starts it, writes to it,
+starts it again after a crash when the next request comes. One more reads what the child sends.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import pickle
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from gguf_engine.engine.engine import EngineFacts
+from gguf_engine.engine.link import Child, Ticket
+from gguf_engine.engine.request import Request
+from gguf_engine.engine.sequence import Deliver
+from gguf_engine.errors import EngineClosedError, EngineCrashed, GGUFEngineError, OptionError
+from gguf_engine.text.pieces import PieceTable
+
+if TYPE_CHECKING:
+    from gguf_engine.backend.base import Backend
+    from gguf_engine.text.tokenizer import Tokenizer
+
+BACK_OFF_S = 0.25
+MAX_BACK_OFF_S = 30.0
+MAX_CRASHES = 3
+"""Crashes in a row, with no request finished between them, after which a file is not tried again."""
+GRACE_S = 5.0
+
+
+class ProcessWorker:
+    """
+    Runs one engine in a child process.
+
+    Args:
+        make_backend: Makes the backend, there; a class or function that can be imported, or a `partial`
+            of one.
+        vocabulary: What the ids stand for.
+        end_candidates: Ids that may end a generation.
+        on_load: Called with 0..1 while the model loads; `make_backend` is then given a progress callback.
+        on_killed: Told why when the file, as far as can be known, kills whoever loads it.
+
+    Raises:
+        OptionError: No interpreter to start, or an argument that cannot be sent.
+    """
+
+    def __init__(
+        self,
+        make_backend: Callable[..., Backend],
+        vocabulary: Tokenizer | PieceTable,
+        *,
+        end_candidates: Iterable[int] = (),
+        on_load: Callable[[float], object] | None = None,
+        on_killed: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        if not sys.executable:
+            raise OptionError("isolation", "process", "'thread' in a program without a Python interpreter")
+        table = vocabulary if isinstance(vocabulary, PieceTable) else vocabulary.table() or vocabulary
+        try:
+            self._setup = pickle.dumps((make_backend, table, tuple(end_candidates), on_load is not None))
+        except Exception as error:
+            raise OptionError(
+                "make_backend", make_backend, "what can be pickled, with isolation='process'", str(error)
+            ) from error
+        self.on_load = on_load or (lambda _: None)
+        self._on_killed = on_killed
+        self._pid = os.getpid()
+        self._is_closed = False
+        self._numbers = itertools.count()
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
+        # The manager's own, from here on.
+        self._facts: EngineFacts | None = None
+        self._child: Child | None = None
+        self._waiting: list[Ticket] = []
+        self._n_crashes = 0
+        self._start_at = 0.0
+        self._given_up: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="gguf-engine-manager", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:  # a Ctrl-C while the thread comes up
+            self.close()
+            raise
+
+    def wait_until_ready(self) -> EngineFacts:
+        """
+        Wait until the first child has loaded the model; to be called once.
+
+        Raises:
+            EngineCrashed: The child died.
+            GGUFEngineError: Whatever the backend raised there.
+        """
+        answer = self._ready.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while there is none."""
+        child = self._child
+        return None if child is None else child.pid
+
+    def open(self, request: Request, deliver: Deliver) -> Ticket:
+        """
+        Return a request that can be submitted.
+
+        Raises:
+            OptionError: Its constraint or proposer cannot be sent to another process.
+        """
+        return Ticket(next(self._numbers), request, deliver)
+
+    def submit(self, ticket: Ticket) -> None:
+        """
+        Queue a request; after a crash this starts the engine again.
+
+        Raises:
+            EngineClosedError: After `close`, or in a forked child.
+        """
+        self.check_process()
+        if not self._is_closed:
+            self._inbox.put(lambda: self._submit(ticket))
+        # Asked again, as in EngineWorker: no lock, a signal handler may be the one who closes.
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed; load the model again")
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a request; its last piece says "cancelled". Fine at any time, from any thread."""
+        if not self._is_closed and os.getpid() == self._pid:
+            self._inbox.put(lambda: self._cancel(ticket))
+
+    def check_process(self) -> None:
+        """
+        Refuse use in a forked child.
+
+        Raises:
+            EngineClosedError: This is a fork of the process that loaded the engine.
+        """
+        if os.getpid() != self._pid:
+            raise EngineClosedError(
+                f"this engine was loaded by process {self._pid} and cannot be used in its forked "
+                f"child {os.getpid()}; load a model in the child"
+            )
+
+    def close(self) -> None:
+        """End every request with EngineClosedError, end the child, join the thread; twice is fine."""
+        if os.getpid() != self._pid:
+            return
+        self._is_closed = True
+        self._inbox.put(None)
+        if self._thread.ident is None or threading.current_thread() is self._thread:
+            return
+        self._thread.join(2 * GRACE_S)
+        if self._thread.is_alive() and (child := self._child) is not None:
+            child.kill()  # the manager is stuck writing to it
+            self._thread.join()
+
+    def on_ready(self, child: Child, facts: EngineFacts) -> None:
+        """See Listener."""
+        self._inbox.put(lambda: self._greet(child, facts))
+
+    def on_end(self, child: Child) -> None:
+        """See Listener."""
+        self._inbox.put(lambda: self._bury(child))
+
+    def _greet(self, child: Child, facts: EngineFacts) -> None:
+        """Send a child what has waited for it."""
+        if child is not self._child:
+            return
+        if self._facts is None:
+            self._facts = facts
+            self._ready.put(facts)
+        elif facts[:4] != self._facts[:4]:
+            child.failure = EngineCrashed(child.pid, "loaded another model: its file has changed", "")
+            child.kill()
+            return
+        child.is_ready = True
+        waiting, self._waiting = self._waiting, []
+        for ticket in waiting:
+            child.submit(ticket)
+
+    def _bury(self, child: Child) -> None:
+        """Tell everybody whose request a child took with it, and plan the next one."""
+        if child is not self._child:
+            return
+        error = child.why()
+        loading = not child.is_ready
+        if child.n_finished:
+            self._n_crashes = 0
+        self._n_crashes += 1
+        if child.is_own_fault and (loading or self._n_crashes >= MAX_CRASHES):
+            self._given_up = error
+            self._on_killed(str(error))
+        self._start_at = time.monotonic() + min(BACK_OFF_S * 2 ** (self._n_crashes - 1), MAX_BACK_OFF_S)
+        self._child = None
+        child.close(grace_s=GRACE_S)
+        if self._facts is None:
+            self._ready.put(error)
+        self._fail(child.tickets.values(), error)
+        if loading or self._given_up is not None:
+            self._fail_waiting(error)
+
+    def _fail_waiting(self, error: BaseException) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._fail(waiting, error)
+
+    def _fail(self, tickets: Iterable[Ticket], error: BaseException) -> None:
+        for ticket in tickets:
+            # Several readers raise it, and each raise adds to an exception's traceback.
+            ticket.fail(copy.copy(error) if isinstance(error, GGUFEngineError) else error)
+
+    def _submit(self, ticket: Ticket) -> None:
+        if self._given_up is not None:
+            ticket.fail(self._given_up)
+        elif self._child is not None and self._child.is_ready:
+            self._child.submit(ticket)
+        else:
+            self._waiting.append(ticket)
+
+    def _cancel(self, ticket: Ticket) -> None:
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+            ticket.finish_unstarted()
+        elif self._child is not None:
+            self._child.cancel(ticket)
+
+    def _run(self) -> None:
+        try:
+            self._start()
+            while self._handle():
+                if self._waiting and self._child is None and time.monotonic() >= self._start_at:
+                    self._start()
+        except BaseException as error:  # noqa: BLE001 - no child could be started: told to who waits
+            self._is_closed = True
+            self._ready.put(error)
+            self._fail_waiting(error)
+        self._end()
+
+    def _start(self) -> None:
+        self._child = Child(self._setup, self)
+
+    def _handle(self) -> bool:
+        """Do the next message, or wait until a child is to be started; False when it says to end."""
+        wait_s = None
+        if self._waiting and self._child is None:
+            wait_s = max(0.0, self._start_at - time.monotonic())
+        try:
+            message = self._inbox.get(timeout=wait_s)
+        except queue.Empty:
+            return True
+        if message is None:
+            return False
+        message()
+        return True
+
+    def _end(self) -> None:
+        self._is_closed = True
+        child, self._child = self._child, None
+        if child is not None:
+            if not child.is_ready:
+                child.kill()
+            child.close(grace_s=GRACE_S)
+            self._waiting += child.tickets.values()
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if message is not None:
+                message()
+        self._fail_waiting(EngineClosedError("the engine was closed while this request ran"))
