@@ -9,9 +9,11 @@ from gguf_engine.errors import TemplateError
 from gguf_engine.text.tokenizer import Tokenizer
 
 MAX_SOURCE_BYTES = 256 * 1024
-MAX_OUTPUT_CHARS = 2**20
+MAX_CONTENT_CHARS = 2**20
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+_WAY_OUT = "pass another one (chat_template=FILE, --chat-template FILE)"
+_SHOWN_CHARS = 500
 _PRIVATE = range(0xF0000, 0xFFFFE)
 
 
@@ -57,12 +59,18 @@ class ChatTemplate:
         size = len(source.encode("utf-8", "replace"))
         if size > MAX_SOURCE_BYTES:
             raise TemplateError(f"the chat template has {size} bytes; allowed: {MAX_SOURCE_BYTES}")
-        from gguf_engine.text.sandbox import compile_template
+        from jinja2.exceptions import SecurityError
+
+        from gguf_engine.text.sandbox import Program
 
         self.source = source
         self._variables = {"bos_token": bos_token, "eos_token": eos_token}
         try:
-            self._template = compile_template(source)
+            self._program = Program(source)
+        except SecurityError as error:
+            raise TemplateError(f"the chat template cannot be used: {error}; {_WAY_OUT}") from error
+        except RecursionError as error:
+            raise TemplateError(f"the chat template nests too deep; {_WAY_OUT}") from error
         except Exception as error:
             line = getattr(error, "lineno", None)
             at = f" at line {line}" if line else ""
@@ -142,29 +150,30 @@ class ChatTemplate:
         return tokenizer.split(self._render(changed, add_generation_prompt))
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        from gguf_engine.text.sandbox import RaisedByTemplateError
+        from gguf_engine.text.budget import LimitError
+        from gguf_engine.text.functions import RaisedByTemplateError
 
-        chunks: list[str] = []
-        n_chars = 0
+        variables = {
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self._variables,
+        }
         try:
-            for chunk in self._template.generate(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
-            ):
-                n_chars += len(chunk)
-                if n_chars > MAX_OUTPUT_CHARS:
-                    raise TemplateError(f"the chat template gives more than {MAX_OUTPUT_CHARS} characters")
-                chunks.append(chunk)
-        except TemplateError:
-            raise
+            return self._program.render(variables)
+        except LimitError as error:
+            raise TemplateError(
+                f"the chat template {error}; {_WAY_OUT}, or shorten the messages"
+            ) from error
         except RaisedByTemplateError as error:
-            raise TemplateError(f"the chat template refuses these messages: {error}") from error
+            raise TemplateError(f"the chat template refuses these messages: {_what(error)}") from error
+        except RecursionError as error:
+            raise TemplateError(f"the chat template calls itself too often; {_WAY_OUT}") from error
+        except MemoryError as error:
+            raise TemplateError(f"the chat template needs more memory than there is; {_WAY_OUT}") from error
         except Exception as error:
             raise TemplateError(f"the chat template fails on these messages: {_what(error)}") from error
-        return "".join(chunks)
 
 
 class _Disguise:
@@ -194,7 +203,8 @@ class _Disguise:
 
 
 def _what(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def _control(parts: Sequence[int | str]) -> list[int]:
@@ -204,7 +214,11 @@ def _control(parts: Sequence[int | str]) -> list[int]:
 def _check(messages: object) -> list[Message]:
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
         raise TemplateError('messages must be a non-empty list of {"role": ..., "content": ...}')
-    return [_check_one(n, message) for n, message in enumerate(messages)]
+    checked = [_check_one(n, message) for n, message in enumerate(messages)]
+    n_chars = sum(len(message["content"]) for message in checked)
+    if n_chars > MAX_CONTENT_CHARS:
+        raise TemplateError(f"the messages hold {n_chars} characters; allowed: {MAX_CONTENT_CHARS}")
+    return checked
 
 
 def _check_one(n: int, message: object) -> Message:

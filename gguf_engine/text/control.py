@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import tokenizers
+
+from gguf_engine.errors import TokenizerError
+from gguf_engine.text.vocabulary import MAX_ADDED
 
 # Unicode's White_Space, as Rust has it; Python's strip() takes U+001C..U+001F too.
 _WHITE_SPACE = (
@@ -37,7 +42,7 @@ class ControlTokens:
             if i in flags and flags[i].rstrip:
                 self._rstrip.add(i)
         self.texts = tuple(sorted(self._ids, key=len, reverse=True))
-        self.pattern = re.compile("|".join(map(re.escape, self.texts)) or r"(?!)")
+        self.pattern = _pattern(self.texts)
 
     def split(self, text: str) -> list[int | str]:
         """Return ids, and the texts between them without white space that a token swallows."""
@@ -56,3 +61,41 @@ class ControlTokens:
         if parts and parts[-1] in self._rstrip:
             rest = rest.lstrip(_WHITE_SPACE)
         return [*parts, rest] if rest else parts
+
+
+def _pattern(texts: Sequence[str]) -> re.Pattern[str]:
+    """
+    Return a pattern that matches the longest of the texts, as a tree of their characters.
+
+    Side by side, each of a thousand texts would be tried at every place.
+    """
+    if len(texts) > MAX_ADDED:
+        raise TokenizerError(f"the vocabulary has {len(texts)} control tokens; allowed: {MAX_ADDED}")
+    tree: dict[str, Any] = {}
+    for text in texts:
+        node = tree
+        for char in text:
+            node = node.setdefault(char, {})
+        node[""] = {}
+    try:
+        return re.compile(_alternatives(tree) if texts else r"(?!)")
+    except RecursionError as error:
+        raise TokenizerError("the texts of the control tokens branch too often to be told apart") from error
+
+
+def _alternatives(tree: dict[str, Any]) -> str:
+    branches = []
+    for chars, node in map(_straight, tree.items()):
+        if chars:
+            branches.append(re.escape(chars) + (_alternatives(node) if node.keys() - {""} else ""))
+    joined = f"(?:{'|'.join(branches)})"
+    return joined + "?" if "" in tree else joined
+
+
+def _straight(branch: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Follow a branch to where it forks or a text ends."""
+    chars, node = branch
+    while len(node) == 1 and "" not in node:
+        ((char, node),) = node.items()
+        chars += char
+    return chars, node

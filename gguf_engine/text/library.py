@@ -12,9 +12,7 @@ import tokenizers
 
 from gguf_engine.errors import TokenizerError
 from gguf_engine.text.pieces import DecoderKind, decoder_kind, steps
-from gguf_engine.text.vocabulary import MAX_TOKENS
-
-MAX_FILE_BYTES = 64 * 2**20
+from gguf_engine.text.tokenizer_json import read_tokenizer_json
 
 Place = Literal["start", "after", "inside"]
 """Of a text: at the very start, after a control token, or going on from other text."""
@@ -43,51 +41,23 @@ def load(path: Path) -> tuple[tokenizers.Tokenizer, int]:
         The tokenizer, and one more than its largest id.
 
     Raises:
-        TokenizerError: No such file, too large, not JSON, or not a tokenizer that can be loaded.
+        TokenizerError: No such file, or one that is not safe to load or cannot be loaded.
     """
-    text = _read(path)
-    n_vocab = _check_json(text, path)
+    file = read_tokenizer_json(path)
     with guard(f"{path} is not a tokenizer.json that can be loaded"):
-        built = tokenizers.Tokenizer.from_str(text)
+        built = tokenizers.Tokenizer.from_str(file.text)
         built.no_truncation()
         built.no_padding()
         if getattr(built.model, "dropout", None) is not None:
             built.model.dropout = None
-    return built, n_vocab
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "does not exist or is no regular file"
-        raise TokenizerError(f"{path} {kind}; expected a tokenizer.json")
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise TokenizerError(f"{path} has {size} bytes; a tokenizer.json may have {MAX_FILE_BYTES}")
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not UTF-8 at byte {error.start}") from error
-
-
-def _check_json(text: str, path: Path) -> int:
-    """Refuse what is no tokenizer; return one more than the largest id."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not JSON: {error}") from error
-    model = data.get("model") if isinstance(data, dict) else None
-    added = data.get("added_tokens", []) if isinstance(data, dict) else None
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, (dict, list)) or not isinstance(added, list):
-        raise TokenizerError(f"{path} is not a tokenizer.json: it has no model with a vocab")
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    ids += [token.get("id") if isinstance(token, dict) else None for token in added]
-    bad = next((i for i in ids if type(i) is not int or not 0 <= i < MAX_TOKENS), None)
-    if not ids or bad is not None:
-        raise TokenizerError(f"{path} holds a token with id {bad}; allowed: 0..{MAX_TOKENS - 1}")
-    return max(ids) + 1
+        for content, i in file.added.items():
+            # The library gives a new id to a token whose own is not the next free one, and says nothing.
+            if built.token_to_id(content) != i:
+                raise TokenizerError(
+                    f"{path}: the added token {content[:100]!r} has the id {i}, but loads as "
+                    f"{built.token_to_id(content)}; ids of added tokens go on where the vocabulary ends"
+                )
+    return built, file.n_vocab
 
 
 def _state(component: Any) -> dict[str, Any] | None:

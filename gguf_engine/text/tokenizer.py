@@ -10,12 +10,12 @@ from typing import Any
 import tokenizers
 
 from gguf_engine.errors import TokenizerError
+from gguf_engine.text.audit import compare, refuse_differences
 from gguf_engine.text.control import ControlTokens
 from gguf_engine.text.library import Place, decoding, guard, load, mark_special, unknown_id, without_space
 from gguf_engine.text.pieces import PieceTable, build_table
-from gguf_engine.text.vocabulary import BYTE, END_TEXTS, NORMAL, Vocabulary
+from gguf_engine.text.vocabulary import END_TEXTS, Vocabulary
 
-_N_COMPARED = 256
 _BOS_TEXTS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")
 _EOS_TEXTS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|end|>")
 
@@ -143,7 +143,7 @@ class Tokenizer:
             TokenizerError: This is not the tokenizer of that model; names the first id that differs.
         """
         vocabulary = Vocabulary.from_metadata(metadata)
-        _compare(self, vocabulary)
+        refuse_differences(compare(self, vocabulary))
         special = self.special_ids | {i for i in vocabulary.control_ids if i < self.n_vocab}
         return Tokenizer(
             mark_special(self._built, special),
@@ -220,14 +220,20 @@ class Tokenizer:
             raise TokenizerError(f"token id is {token_id}; allowed: 0..{self.n_vocab - 1}")
         return self._built.id_to_token(token_id) or ""
 
+    def pieces(self) -> list[str]:
+        """Return the piece of each id as the vocabulary spells it; "" for an id it leaves out."""
+        pieces = [""] * self.n_vocab
+        for piece, i in self._built.get_vocab(with_added_tokens=True).items():
+            if i < self.n_vocab:
+                pieces[i] = piece
+        return pieces
+
     def table(self) -> PieceTable | None:
         """Return what each id adds to a text, built at the first call; None when neighbours matter."""
         if self._table is None and self._kind != "other":
-            pieces = [""] * self.n_vocab
-            for piece, i in self._built.get_vocab(with_added_tokens=True).items():
-                if i < self.n_vocab:
-                    pieces[i] = piece
-            self._table = build_table(pieces, self._kind, self.special_ids, strips_space=self._strips_space)
+            self._table = build_table(
+                self.pieces(), self._kind, self.special_ids, strips_space=self._strips_space
+            )
         return self._table
 
     def _encode_text(self, text: str, place: Place) -> list[int]:
@@ -263,9 +269,9 @@ class Tokenizer:
 
 def check_same(tokenizer_json: Tokenizer, gguf: Tokenizer | Mapping[str, Any]) -> None:
     """
-    Compare a tokenizer.json with the vocabulary of a GGUF: size, control tokens, 256 pieces.
+    Compare a tokenizer.json with the vocabulary of a GGUF: size, every piece, BOS, end tokens.
 
-    The GGUF may hold more ids (padding), as long as they are no ordinary pieces.
+    The GGUF may hold more ids (padding), as long as they are no ordinary pieces; see `audit.compare`.
 
     Args:
         tokenizer_json: What `Tokenizer.from_file` gave.
@@ -279,31 +285,7 @@ def check_same(tokenizer_json: Tokenizer, gguf: Tokenizer | Mapping[str, Any]) -
         raise TokenizerError(
             "check_same needs the vocabulary of a GGUF; both tokenizers are tokenizer.json files"
         )
-    _compare(tokenizer_json, vocabulary)
-
-
-def _compare(found: Tokenizer, vocabulary: Vocabulary) -> None:
-    tokens, types = vocabulary.tokens, vocabulary.types
-    n_found, n_model = found.n_vocab, len(tokens)
-    way_out = "pass the tokenizer.json of this very model, or none: the GGUF holds the vocabulary too"
-    if n_found > n_model:
-        raise TokenizerError(f"the tokenizer.json has {n_found} ids, the model {n_model}; {way_out}")
-    lost = next((i for i in range(n_found, n_model) if types[i] in (NORMAL, BYTE)), None)
-    if lost is not None:
-        raise TokenizerError(
-            f"the tokenizer.json has {n_found} ids, the model {n_model}: id {lost} is {tokens[lost]!r} "
-            f"in the GGUF only; {way_out}"
-        )
-    sampled = {i * n_found // _N_COMPARED for i in range(_N_COMPARED)}
-    special = {i for i in vocabulary.control_ids | found.special_ids if i < n_found}
-    for i in sorted(sampled | special):
-        theirs = found.token_text(i)
-        # Converters write the spaces of user-defined pieces out; a hole in the json is padding.
-        if theirs and theirs.replace("▁", " ") != tokens[i].replace("▁", " "):
-            raise TokenizerError(
-                f"the tokenizer.json is not this model's: id {i} is {theirs!r} there and {tokens[i]!r} "
-                f"in the GGUF; {way_out}"
-            )
+    refuse_differences(compare(tokenizer_json, vocabulary))
 
 
 def _first_id(built: tokenizers.Tokenizer, texts: Sequence[str], among: frozenset[int]) -> int | None:

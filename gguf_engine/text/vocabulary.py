@@ -15,6 +15,8 @@ from gguf_engine.text.pretokenizers import PRE_TOKENIZERS
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 MAX_TOKENS = 2**21
+MAX_ADDED = 2**15
+"""Control and user-defined pieces; models that speak or draw have tens of thousands."""
 _KEY = "tokenizer.ggml."
 _WAY_OUT = "pass the model's tokenizer.json"
 
@@ -141,6 +143,11 @@ class Vocabulary:
             )
         add = tokenizers.AddedToken
         defined = [i for i, t in enumerate(self.types) if t == USER_DEFINED and i not in self.control_ids]
+        n_added = len(defined) + len(self.control_ids)
+        if n_added > MAX_ADDED:
+            raise TokenizerError(
+                f"{_KEY}token_type names {n_added} control and user-defined pieces; allowed: {MAX_ADDED}"
+            )
         built.add_tokens(
             [add(self.tokens[i], normalized=False, rstrip=i in self.rstrip_ids) for i in defined]
         )

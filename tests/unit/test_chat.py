@@ -18,7 +18,7 @@ from text_samples import (
 )
 
 from gguf_engine.errors import TemplateError
-from gguf_engine.text.chat import MAX_OUTPUT_CHARS, MAX_SOURCE_BYTES, ChatTemplate, Message
+from gguf_engine.text.chat import MAX_SOURCE_BYTES, ChatTemplate, Message
 from gguf_engine.text.tokenizer import Tokenizer
 
 CONTENT_ONLY = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -139,17 +139,17 @@ def test_a_gguf_without_a_template_says_what_to_pass() -> None:
     [
         ("{% if %}", "not valid Jinja at line 1"),
         ("a" * (MAX_SOURCE_BYTES + 1), f"has {MAX_SOURCE_BYTES + 1} bytes"),
-        ("{% include 'x' %}", "fails"),
+        ("{% include 'x' %}", "statement Include is not allowed"),
         ("{{ raise_exception('roles must alternate') }}", "refuses these messages: roles must alternate"),
         ("{{ messages.append(1) }}", "fails"),
         ("{{ ''.__class__.__mro__ }}", "fails"),
         ("{{ cycler.__init__.__globals__ }}", "fails"),
         ("{{ lipsum() }}", "fails"),
-        ("{{ 'x' * 99999999 }}", "repetition"),
+        ("{{ 'x' * 99999999 }}", "makes a text of 99999999"),
         ("{{ 9 ** 9 ** 9 }}", r"\*\*"),
         ("{{ range(999999999) | join }}", "fails"),
         ("{{ 1 // 0 }}", "fails"),
-        ("{% for i in range(2000) %}{{ 'x' * 1000 }}{% endfor %}", f"more than {MAX_OUTPUT_CHARS}"),
+        ("{% for i in range(2000) %}{{ 'x' * 1000 }}{% endfor %}", "makes a text of"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_a_sentence(source: str, says: str) -> None:
