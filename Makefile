@@ -1,6 +1,6 @@
 # What a person runs is what CI runs.
 
-.PHONY: help install test lint format bench ci clean
+.PHONY: help install test lint format bench fuzz reliability ci clean
 
 help:
 	@echo "make install   install for development, native code included"
@@ -8,6 +8,8 @@ help:
 	@echo "make lint      ruff, mypy strict"
 	@echo "make format    let ruff rewrite what it can"
 	@echo "make bench     every benchmark, records appended"
+	@echo "make fuzz      100,000 random edits of models, and ten minutes of coverage-guided ones (atheris)"
+	@echo "make reliability  every promise of the README, tried as often as it says"
 	@echo "make ci        what CI runs: a fresh environment, the README's commands, lint"
 
 install:
@@ -30,6 +32,17 @@ bench:
 	python benchmarks/detokenizer.py --record
 	python benchmarks/overhead.py --record
 	python benchmarks/batching.py --record
+	python benchmarks/prefix.py --record
+	python benchmarks/latency.py --record
+	python benchmarks/isolation.py --record
+	python benchmarks/preflight.py --record
+
+fuzz:
+	python tools/fuzz_gguf.py --count 100000 --seed 1 --workers 2 --save fuzz-findings
+	python tools/fuzz_reader.py --seconds 600 --save fuzz-findings
+
+reliability:
+	python tools/reliability.py --record
 
 ci:
 	.ci/run

@@ -15,11 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gguf_engine.engine.engine import EngineStats
     from gguf_engine.errors import (
         BackendError,
         DeviceError,
         EngineClosedError,
         EngineCrashed,
+        EngineSilentError,
         GGUFEngineError,
         HubError,
         ModelError,
@@ -50,6 +52,8 @@ _HOMES = {
     "EngineClosedError": "errors",
     "EngineCrashed": "errors",
     "EngineParams": "params",
+    "EngineSilentError": "errors",
+    "EngineStats": "engine.engine",
     "FinishReason": "outputs",
     "GGUFEngineError": "errors",
     "HubError": "errors",
@@ -83,6 +87,8 @@ __all__ = [
     "EngineClosedError",
     "EngineCrashed",
     "EngineParams",
+    "EngineSilentError",
+    "EngineStats",
     "FinishReason",
     "GGUFEngineError",
     "HubError",

@@ -16,6 +16,7 @@ Every error this package raises on purpose.
     ├── BackendError           llama.cpp failed during a forward pass
     ├── StateError             a saved state that is damaged or belongs elsewhere
     ├── EngineCrashed          the process of an isolated engine died
+    ├── EngineSilentError      the engine did not answer in time (also a TimeoutError)
     └── EngineClosedError      use after close, or in another process than the one that loaded
 
 Attributes hold the facts; the message is one sentence made of them: what happened, the value, what
@@ -185,6 +186,14 @@ class EngineCrashed(GGUFEngineError):  # noqa: N818 - what happened, as in a log
         self.pid, self.what, self.last_words = pid, what, last_words
         said = f"its last words: {last_words}" if last_words else "it said nothing"
         super().__init__(f"the engine's process {pid} {what}; {said}")
+
+
+class EngineSilentError(GGUFEngineError, TimeoutError):
+    """The engine did not say in time what it is doing: a very long pass, a stopped process, a reload."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        super().__init__(f"the engine gave no sign of life within {timeout_s:g} s")
 
 
 class EngineClosedError(GGUFEngineError):

@@ -7,17 +7,17 @@ import weakref
 from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceABC
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from gguf_engine.engine.engine import Engine
+from gguf_engine.engine.engine import EngineFacts, EngineMaker, EngineStats
 from gguf_engine.engine.request import Request
+from gguf_engine.engine.system_prefix import SystemPrefixes
 from gguf_engine.engine.worker import EngineWorker, Worker
 from gguf_engine.errors import OptionError, PromptTooLongError, TokenizerError
 from gguf_engine.outputs import Completion
-from gguf_engine.params import EngineParams, SamplingParams, build_params
+from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params, check_priority
 from gguf_engine.sampling.sampler import check_bias
 from gguf_engine.streams import AsyncStream, Stream
 from gguf_engine.text.chat import ChatTemplate, Message
@@ -25,19 +25,15 @@ from gguf_engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gguf_engine.backend.base import Backend
-    from gguf_engine.engine.speculative import Proposer
-    from gguf_engine.loader.gguf import GGUFFile
+    from gguf_engine.engine.prefix_store import PrefixCache
+    from gguf_engine.engine.process import ProcessWorker
+    from gguf_engine.engine.speculative import DraftMaker, Proposer
+    from gguf_engine.opening import Progress
+    from gguf_engine.params import PresetName
     from gguf_engine.text.constraint import Constraint
 
 Prompt = str | SequenceABC[int | Message]
 """Raw text, token ids, or messages. A string is raw text unless a method says it is a user's turn."""
-
-Isolation = Literal["thread", "process"]
-"""Where an engine runs: in a thread of this process, or in a process of its own, which may crash."""
-
-Stage = Literal["download", "load"]
-Progress = Callable[[Stage, str, int, int | None], None]
-"""Called with a stage, what is worked on, the bytes done and the bytes in all (None: not known)."""
 
 
 class LLM:
@@ -57,6 +53,9 @@ class LLM:
         on_load: Called with 0..1 while it loads; `make_backend` is then given a callback that takes the
             share done and returns whether to go on.
         on_killed: Told why when the model kills the process that loads it.
+        preset: As in EngineParams.
+        prefix_cache: Where system prompts are kept on disk; None for nowhere.
+        draft: How to make what guesses at the next ids; None for none.
     """
 
     def __init__(
@@ -70,38 +69,35 @@ class LLM:
         isolation: Isolation = "thread",
         on_load: Callable[[float], object] | None = None,
         on_killed: Callable[[str], object] = lambda _: None,
+        preset: PresetName | None = None,
+        prefix_cache: PrefixCache | None = None,
+        draft: DraftMaker | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.metadata = {} if metadata is None else metadata
         self.model = model
         self._template = template
         self.isolation = isolation
-        self._worker: Worker
-        if isolation == "process":
-            from gguf_engine.engine.process import ProcessWorker
-
-            self._worker = ProcessWorker(
-                make_backend,
-                tokenizer,
-                end_candidates=tokenizer.special_ids,
-                on_load=on_load,
-                on_killed=on_killed,
-            )
-        elif isolation == "thread":
-            self._worker = _make_thread(make_backend, tokenizer, on_load)
-        else:
+        self._prefixes = None if prefix_cache is None else SystemPrefixes(self.encode)
+        make_engine = EngineMaker(make_backend, draft, preset, prefix_cache)
+        if isolation not in ("thread", "process"):
             raise OptionError("isolation", isolation, "'thread' or 'process'")
-        # Also at interpreter exit, while the thread can still be joined.
-        self._finalizer = weakref.finalize(self, self._worker.close)
+        self._worker: Worker
         try:
-            self._learn()
+            if isolation == "process":
+                self._worker = _make_process(make_engine, tokenizer, on_load, on_killed)
+            else:
+                self._worker = _make_thread(make_engine, tokenizer, on_load)
+            # Also at interpreter exit, while the thread can still be joined.
+            self._finalizer = weakref.finalize(self, self._worker.close)
+            self._learn(self._worker.wait_until_ready())
         except BaseException:
-            self.close()
+            if hasattr(self, "_worker"):
+                self._worker.close()
             raise
 
-    def _learn(self) -> None:
-        """Wait for the engine, and keep what every request needs to know of it."""
-        facts = self._worker.wait_until_ready()
+    def _learn(self, facts: EngineFacts) -> None:
+        """Keep what every request needs to know of the engine."""
         if self.tokenizer.n_vocab > facts.n_vocab:
             raise TokenizerError(
                 f"the tokenizer has {self.tokenizer.n_vocab} ids, the model {facts.n_vocab}; "
@@ -125,8 +121,9 @@ class LLM:
         endpoint: str | None = None,
         token: str | None = None,
         offline: bool = False,
-        check: bool = True,
-        isolation: Isolation = "thread",
+        lock: str | Path | None = None,
+        preflight: bool = True,
+        isolation: Isolation | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> LLM:
@@ -146,10 +143,14 @@ class LLM:
             endpoint: The hub; None means HF_ENDPOINT, or the public one.
             token: For gated repositories; None means HF_TOKEN.
             offline: Use what is cached, open no socket.
-            check: Refuse files that would crash llama.cpp. Without it a bad file ends the process.
+            lock: A lock file: files that differ from what it names are refused.
+            preflight: Refuse files that would crash llama.cpp or answer nonsense; the first time, a model
+                is read whole for it. Without, a bad file may end this process.
             isolation: "process" runs llama.cpp in a process of its own: what kills it costs the requests
-                that run, which raise EngineCrashed, and the next request starts it again.
-            progress: See Progress; called in this thread while downloading, in another while loading.
+                that run, which raise EngineCrashed, and the next request starts it again. None is
+                "thread" for the families whose files are checked tensor by tensor, "process" for others.
+            progress: See `gguf_engine.opening.Progress`; called in this thread while downloading and
+                checking, in another while loading.
             options: The fields of EngineParams: n_ctx, n_slots, n_threads, ...
 
         Raises:
@@ -160,45 +161,36 @@ class LLM:
             TemplateError: The template passed is broken.
             DeviceError: No such device.
         """
-        from gguf_engine.backend.devices import choose
-        from gguf_engine.backend.llama import LlamaBackend, list_devices
-        from gguf_engine.loader.gguf import read_gguf
-        from gguf_engine.loader.preflight import preflight
-        from gguf_engine.loader.resolve import resolve_model
+        from gguf_engine.opening import open_model
 
-        if not isinstance(model, (str, Path)):
-            raise OptionError("model", model, "a name or a path")
         if device is not None:
             options["device"] = device
-        params = build_params(EngineParams, options, params)
-        choose(params.device, list_devices())  # a refusal should not come after a long download
-        files = resolve_model(
+        opened = open_model(
             model,
+            build_params(EngineParams, options, params),
             revision=revision,
+            tokenizer=tokenizer,
+            chat_template=chat_template,
             cache_dir=cache_dir,
             endpoint=endpoint,
             token=token,
             offline=offline,
-            progress=None if progress is None else lambda *done: progress("download", *done),
+            lock=lock,
+            preflight=preflight,
+            progress=progress,
         )
-        gguf = read_gguf(files.weights)
-        if check:
-            preflight(gguf)
-        text = _load_tokenizer(gguf, files.tokenizer if tokenizer is None else Path(tokenizer))
-        template = None if chat_template is None else _read_template(chat_template, text)
-
-        def on_load(done: float) -> None:
-            if progress is not None:
-                progress("load", files.weights.name, round(done * gguf.size), gguf.size)
-
         return cls(
-            partial(LlamaBackend, files.weights, params),
-            text,
-            template=template,
-            metadata=gguf.metadata,
+            opened.make_backend,
+            opened.tokenizer,
+            template=opened.template,
+            metadata=opened.metadata,
             model=str(model),
-            isolation=isolation,
-            on_load=on_load,
+            isolation=isolation or ("thread" if opened.is_known_family else "process"),
+            on_load=opened.on_load,
+            on_killed=opened.on_killed,
+            preset=opened.preset,
+            prefix_cache=opened.prefix_cache,
+            draft=opened.draft,
         )
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Completion:
@@ -235,6 +227,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         chat: bool = False,
+        priority: int = 0,
         **options: Any,
     ) -> Stream:
         """
@@ -243,8 +236,29 @@ class LLM:
         Args:
             prompt: As in `generate`; with `chat` a string is a message of the user.
             params: Sampling options; `options` are its fields, and win.
+            priority: -100..100. Requests of a higher one come first, but none waits for ever.
         """
-        return Stream(self._worker, self._request(prompt, params, chat=chat, options=options), self)
+        request = self._request(prompt, params, chat=chat, options=options, priority=priority)
+        return Stream(self._worker, request, self)
+
+    def streams(
+        self,
+        prompt: Prompt,
+        n: int,
+        params: SamplingParams | None = None,
+        *,
+        chat: bool = False,
+        priority: int = 0,
+        **options: Any,
+    ) -> list[Stream]:
+        """
+        Start `n` answers to one prompt, which is computed once; see `stream`.
+
+        Args:
+            n: 1..256. The seeds are the one asked for and those that follow it.
+        """
+        first = self._request(prompt, params, chat=chat, options=options, priority=priority)
+        return [Stream(self._worker, request, self) for request in first.repeated(n)]
 
     def astream(
         self,
@@ -252,10 +266,26 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         chat: bool = False,
+        priority: int = 0,
         **options: Any,
     ) -> AsyncStream:
         """Start a request inside a running event loop: `async for piece in llm.astream(...)`."""
-        return AsyncStream(self._worker, self._request(prompt, params, chat=chat, options=options), self)
+        request = self._request(prompt, params, chat=chat, options=options, priority=priority)
+        return AsyncStream(self._worker, request, self)
+
+    def astreams(
+        self,
+        prompt: Prompt,
+        n: int,
+        params: SamplingParams | None = None,
+        *,
+        chat: bool = False,
+        priority: int = 0,
+        **options: Any,
+    ) -> list[AsyncStream]:
+        """Start `n` answers to one prompt inside a running event loop; see `streams`."""
+        first = self._request(prompt, params, chat=chat, options=options, priority=priority)
+        return [AsyncStream(self._worker, request, self) for request in first.repeated(n)]
 
     def _request(
         self,
@@ -266,6 +296,7 @@ class LLM:
         options: dict[str, Any],
         constraint: Constraint | None = None,
         proposer: Proposer | None = None,
+        priority: int = 0,
     ) -> Request:
         """Check everything that can be checked before the engine sees the request."""
         chosen = build_params(SamplingParams, options, params)
@@ -282,7 +313,20 @@ class LLM:
             continues=isinstance(prompt, str) and not chat,
             constraint=constraint,
             proposer=proposer,
+            priority=check_priority(priority),
+            n_keep=0 if self._prefixes is None else self._prefixes.length(prompt, prompt_ids),
         )
+
+    def stats(self, timeout_s: float = 5.0) -> EngineStats:
+        """
+        Return what the engine is doing now, asked of the engine itself.
+
+        Raises:
+            EngineSilentError: No answer within `timeout_s`.
+            EngineCrashed: Its process died too often to be started again.
+            EngineClosedError: After `close`.
+        """
+        return self._worker.stats(timeout_s)
 
     def encode(self, prompt: Prompt, *, chat: bool = False) -> list[int]:
         """
@@ -340,8 +384,21 @@ class LLM:
         self.close()
 
 
+def _make_process(
+    make_engine: EngineMaker,
+    tokenizer: Tokenizer,
+    on_load: Callable[[float], object] | None,
+    on_killed: Callable[[str], object],
+) -> ProcessWorker:
+    from gguf_engine.engine.process import ProcessWorker
+
+    return ProcessWorker(
+        make_engine, tokenizer, end_candidates=tokenizer.special_ids, on_load=on_load, on_killed=on_killed
+    )
+
+
 def _make_thread(
-    make_backend: Callable[..., Backend],
+    make_engine: EngineMaker,
     tokenizer: Tokenizer,
     on_load: Callable[[float], object] | None,
 ) -> EngineWorker:
@@ -352,30 +409,9 @@ def _make_thread(
         on_load(done)
         return not stop.is_set()
 
-    def make_engine() -> Engine:
-        return Engine(make_backend() if on_load is None else make_backend(report))
-
-    return EngineWorker(make_engine, tokenizer, end_candidates=tokenizer.special_ids, abort_making=stop.set)
-
-
-def _load_tokenizer(gguf: GGUFFile, path: Path | None) -> Tokenizer:
-    """Return the tokenizer.json's tokenizer, compared with the GGUF's own, or the latter alone."""
-    if path is None:
-        return Tokenizer.from_metadata(gguf.metadata)
-    tokenizer = Tokenizer.from_file(path)
-    return tokenizer.with_model(gguf.metadata) if "tokenizer.ggml.tokens" in gguf.metadata else tokenizer
-
-
-def _read_template(chat_template: str | Path, tokenizer: Tokenizer) -> ChatTemplate:
-    """Read a template from a file; a string with Jinja in it is the template itself."""
-    if not isinstance(chat_template, (str, Path)):
-        raise OptionError("chat_template", chat_template, "a file's path, or the template's text")
-    text = str(chat_template)
-    if isinstance(chat_template, Path) or "{" not in text:
-        try:
-            text = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(
-                "chat_template", text, "a readable Jinja file, or the template's text", str(error)
-            ) from error
-    return ChatTemplate.for_tokenizer(text, tokenizer)
+    return EngineWorker(
+        lambda: make_engine() if on_load is None else make_engine(report),
+        tokenizer,
+        end_candidates=tokenizer.special_ids,
+        abort_making=stop.set,
+    )

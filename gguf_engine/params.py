@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,11 @@ from gguf_engine.errors import OptionError
 SamplingOrder = Literal["standard", "llama.cpp"]
 KVCacheType = Literal["f16", "q8_0", "q4_0"]
 FlashAttention = Literal["auto", "on", "off"]
+SplitMode = Literal["layer", "row"]
+AdaptThreads = Literal["exact", "always", "never"]
+PresetName = Literal["latency", "throughput"]
+Isolation = Literal["thread", "process"]
+"""Where an engine runs: in a thread of this process, or in a process of its own, which may crash."""
 
 MAX_TOP_LOGPROBS = 64
 MAX_SEED = 2**63 - 1
@@ -115,6 +121,9 @@ class EngineParams:
     Attributes:
         device: "auto", "cpu", or a family's first or Nth device: "cuda", "cuda:N", and so for metal,
             vulkan, rocm, sycl.
+        devices: Several GPUs instead of `device`, each named as there: the model is split over them.
+        split_mode: "layer" gives each device whole layers, "row" a part of every matrix (which not every
+            family of devices can); for two devices or more.
         n_gpu_layers: Layers on the device; None means all of them (none on "cpu").
         n_ctx: Positions a sequence may use, prompt and answer together; None means the model's
             own context length, at most 8192.
@@ -122,30 +131,73 @@ class EngineParams:
         n_cells: KV cache cells shared by all running requests, n_ctx or more; None means n_ctx. When
             they run out the youngest request waits and is resumed later.
         n_batch: Tokens of one forward pass, 32..8192; a longer prompt is split.
-        n_threads: Threads of decode; None means the processors this process may use.
-        n_threads_batch: Threads of prefill; None means as n_threads.
+        n_ubatch: Tokens that llama.cpp computes at once inside a pass, 32..n_batch; None means what
+            `gguf-engine tune` found, or n_batch, on a CPU at most 256.
+        n_threads: Threads of decode; None means what `gguf-engine tune` found, or the processors this
+            process may use (one for a model under 8 MiB, which two make no faster).
+        n_threads_batch: Threads of prefill, and of decode for several requests; None means what
+            `gguf-engine tune` found, or n_threads, or the processors this process may use.
+        adapt_threads: Compute with fewer threads while that is faster, as it is beside a busy neighbour;
+            the numbers above are then the most. "exact" does so where the number of threads changes no
+            bit of the result, which is everywhere but in decode for one request with flash attention
+            over an f16 cache of more than 256 cells; "always" does so there too, so that a near tie may
+            fall otherwise the next time; "never" does not. On the CPU only.
         kv_cache_type: "f16", "q8_0" or "q4_0".
-        flash_attention: "auto", "on" or "off"; a quantized KV cache needs it.
+        flash_attention: "auto", "on" or "off"; a quantized KV cache needs it. "auto" means what
+            `gguf-engine tune` found, or llama.cpp's own choice.
         use_mmap: Map the weights instead of reading them.
         repack: Let llama.cpp rearrange the weights for other CPU kernels: a second copy of them in
-            memory, for faster decode and, depending on the processor, slower prefill.
+            memory, for faster decode and, depending on the processor, slower prefill. None means what
+            `gguf-engine tune` found, or no.
+        lora: LoRA adapters, GGUF files made for this model: PATH, or PATH=SCALE (1 if not said).
+        draft: Guess the next tokens and verify several in one pass, where that is faster; no text changes.
+            "lookup" guesses that an answer repeats what the prompt or the answer has; a model's name or
+            file, as for `model`, lets that model guess: a small one with the same vocabulary.
+        n_draft: Most tokens to guess at once, 1..127; fewer, or none, where more would not pay.
+        preset: "latency" lets a prompt hold up running answers for 0.1 s at most and keeps little for
+            later requests; "throughput" computes prompts in whole batches and keeps as much as there is
+            room for. None lies between the two. No preset changes a text.
+        prefix_cache: A folder where system prompts are kept, computed, for this run and later ones; None
+            for none. As private as the prompts, and to be trusted like the model file.
+        prefix_cache_mb: Megabytes (10^6 bytes) of files in it, 1..1000000; those unused for longest are
+            removed.
+        tuned: Use what `gguf-engine tune` found for this model on this machine, where no value is given.
     """
 
     device: str = "auto"
+    devices: tuple[str, ...] = ()
+    split_mode: SplitMode = "layer"
     n_gpu_layers: int | None = None
     n_ctx: int | None = None
     n_slots: int = 8
     n_cells: int | None = None
     n_batch: int = 512
+    n_ubatch: int | None = None
     n_threads: int | None = None
     n_threads_batch: int | None = None
+    adapt_threads: AdaptThreads = "exact"
     kv_cache_type: KVCacheType = "f16"
     flash_attention: FlashAttention = "auto"
     use_mmap: bool = True
-    repack: bool = False
+    repack: bool | None = None
+    lora: tuple[str, ...] = ()
+    draft: str | None = None
+    n_draft: int = 31
+    preset: PresetName | None = None
+    prefix_cache: str | None = None
+    prefix_cache_mb: int = 4096
+    tuned: bool = True
 
     def __post_init__(self) -> None:
         _text("device", self.device, 'a name such as "auto", "cpu" or "cuda:0"')
+        object.__setattr__(self, "devices", _names("devices", self.devices, 'names such as "cuda:0"'))
+        if self.devices and self.device not in ("auto", self.devices[0]):
+            raise OptionError("device", self.device, '"auto" beside devices', "name it among the devices")
+        if len(set(self.devices)) != len(self.devices):
+            raise OptionError("devices", self.devices, "each device once")
+        _choice("split_mode", self.split_mode, ("layer", "row"))
+        if self.split_mode != "layer" and len(self.devices) < 2:
+            raise OptionError("split_mode", self.split_mode, '"layer" for a single device')
         _optional_integer("n_gpu_layers", self.n_gpu_layers, "an integer in 0..1024", high=1024)
         _optional_integer("n_ctx", self.n_ctx, "an integer in 8..16777216", low=8, high=2**24)
         _integer("n_slots", self.n_slots, "an integer in 1..256", low=1, high=256)
@@ -153,6 +205,8 @@ class EngineParams:
         _integer("n_batch", self.n_batch, "an integer in 32..8192", low=32, high=8192)
         if self.n_slots > self.n_batch:
             raise OptionError("n_slots", self.n_slots, f"n_batch ({self.n_batch}) or fewer")
+        allowed = f"an integer in 32..{self.n_batch} (n_batch), or None"
+        _optional_integer("n_ubatch", self.n_ubatch, allowed, low=32, high=self.n_batch)
         for name in ("n_threads", "n_threads_batch"):
             _optional_integer(name, getattr(self, name), "an integer in 1..512, or None", low=1, high=512)
         _choice("kv_cache_type", self.kv_cache_type, ("f16", "q8_0", "q4_0"))
@@ -160,8 +214,64 @@ class EngineParams:
         if self.flash_attention == "off" and self.kv_cache_type != "f16":
             allowed = f'"auto" or "on" with kv_cache_type={self.kv_cache_type!r}'
             raise OptionError("flash_attention", self.flash_attention, allowed)
-        for name in ("use_mmap", "repack"):
+        if self.draft is not None:
+            (draft,) = _names("draft", (self.draft,), '"lookup", a model\'s name or file, or None')
+            object.__setattr__(self, "draft", draft)
+        _integer("n_draft", self.n_draft, "an integer in 1..127", low=1, high=127)
+        self._check_keeping()
+        _choice("adapt_threads", self.adapt_threads, ("exact", "always", "never"))
+        for name in ("use_mmap", "tuned"):
             _flag(name, getattr(self, name))
+        if self.repack is not None:
+            _flag("repack", self.repack)
+        object.__setattr__(self, "lora", _names("lora", self.lora, "paths of GGUF files, or PATH=SCALE"))
+        for text in self.lora:
+            split_adapter(text)
+
+    def _check_keeping(self) -> None:
+        if self.preset is not None:
+            _choice("preset", self.preset, ("latency", "throughput"))
+        if self.prefix_cache is not None:
+            (folder,) = _names("prefix_cache", (self.prefix_cache,), "a folder's path, or None")
+            object.__setattr__(self, "prefix_cache", folder)
+        allowed = "an integer in 1..1000000, of megabytes"
+        _integer("prefix_cache_mb", self.prefix_cache_mb, allowed, low=1, high=10**6)
+
+
+def check_priority(priority: object) -> int:
+    """
+    Return a request's priority.
+
+    Raises:
+        OptionError: No integer in -100..100.
+    """
+    _integer("priority", priority, "an integer in -100..100", low=-100, high=100)
+    assert isinstance(priority, int)
+    return priority
+
+
+def check_count(n: object) -> None:
+    """Raise OptionError when `n` answers cannot be asked for."""
+    _integer("n", n, "an integer in 1..256", low=1, high=256)
+
+
+def split_adapter(text: str) -> tuple[str, float]:
+    """
+    Return the path and the scale of an adapter, 1 where the text has none.
+
+    Raises:
+        OptionError: The scale is no finite number in -100..100.
+    """
+    path, equals, scale = text.rpartition("=")
+    if not equals or "/" in scale:
+        return text, 1.0
+    try:
+        value = float(scale)
+    except ValueError:
+        value = math.nan
+    if not path or not -100.0 <= value <= 100.0:
+        raise OptionError("lora", text, "PATH, or PATH=SCALE with a number in -100..100")
+    return path, value
 
 
 _P = TypeVar("_P", SamplingParams, EngineParams)
@@ -230,6 +340,16 @@ def _flag(name: str, value: object) -> None:
 def _text(name: str, value: object, allowed: str) -> None:
     if not isinstance(value, str) or not value:
         raise OptionError(name, value, allowed)
+
+
+def _names(name: str, value: object, allowed: str) -> tuple[str, ...]:
+    """Return one or several texts or paths as a tuple of texts."""
+    several = (value,) if isinstance(value, (str, PurePath)) else value
+    if not isinstance(several, (tuple, list)) or len(several) > 64:
+        raise OptionError(name, value, f"at most 64 {allowed}")
+    for each in several:
+        _text(name, str(each) if isinstance(each, PurePath) else each, allowed)
+    return tuple(str(each) for each in several)
 
 
 def _choice(name: str, value: object, choices: Sequence[str]) -> None:

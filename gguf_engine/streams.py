@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import queue
 from collections import deque
@@ -11,7 +10,7 @@ from types import TracebackType
 
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver
-from gguf_engine.engine.worker import Worker
+from gguf_engine.engine.worker import Worker, receive
 from gguf_engine.errors import EngineClosedError
 from gguf_engine.outputs import Completion, Piece, TokenLogprob
 
@@ -89,7 +88,7 @@ class Stream(_Submitted, Iterator[Piece]):
             if self._is_done:
                 raise StopIteration
             self._worker.check_process()
-            self._put(self._queue.get())
+            self._put(receive(self._queue))
         return self._next()
 
     def __enter__(self) -> Stream:
@@ -130,6 +129,8 @@ class AsyncStream(_Submitted, AsyncIterator[Piece]):
     """
 
     def __init__(self, worker: Worker, request: Request, owner: object = None) -> None:
+        import asyncio  # here, because it takes as long to import as half of this package
+
         loop = asyncio.get_running_loop()
         handed_over: asyncio.Queue[Delivered] = asyncio.Queue()
 
@@ -145,6 +146,8 @@ class AsyncStream(_Submitted, AsyncIterator[Piece]):
         return self
 
     async def __anext__(self) -> Piece:
+        import asyncio
+
         while not self._pieces:
             if self._is_done:
                 raise StopAsyncIteration

@@ -38,6 +38,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
             monkeypatch.delenv(name)
     home = tmp_path_factory.mktemp("hub-home")
     monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HOME", str(home))  # what is remembered of model files lies in ~/.cache
     monkeypatch.chdir(home)
     return home / "hub"
 
@@ -50,6 +51,15 @@ def _is_local(address: object) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def other_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep fixtures that outlive a test out of the home of whoever runs the tests."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    yield
+    patch.undo()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -112,12 +122,13 @@ def fake_hub() -> Iterator[FakeHub]:
 def hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     """Return a hub with phi3-mini, its tokenizer and one more model: the endpoint, retried at once."""
     from gguf_engine.loader import hub as hub_module
+    from gguf_engine.loader.download import Limits
 
     fake_hub.add(PHI3, {"Phi-3-mini-4k-instruct-q4.gguf": WEIGHTS, "README.md": b"read me"})
     fake_hub.add("microsoft/Phi-3-mini-4k-instruct", {"tokenizer.json": TOKENIZER})
     fake_hub.add("org/repo", {"m.gguf": WEIGHTS, "tokenizer.json": TOKENIZER})
     monkeypatch.setenv("HF_ENDPOINT", fake_hub.endpoint)
-    monkeypatch.setattr(hub_module, "RETRY_WAIT_S", 0.0)
+    monkeypatch.setattr(hub_module, "LIMITS", Limits(retry_wait_s=0.0))
     return fake_hub
 
 

@@ -7,6 +7,7 @@ A model hub on 127.0.0.1: real HTTP, real files, faults on request.
         resolve_model("org/repo:model.gguf", endpoint=hub.endpoint)
 
 A fault is a function that gets the request before it is served; it returns True when it has answered.
+There are more of them in hubfaults.py.
 As a program it serves a folder laid out organisation/repository/files until it is killed:
 
     python tests/fakehub.py FOLDER [--port 8080]
@@ -72,6 +73,7 @@ class Request(BaseHTTPRequestHandler):
     def answer(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
         self.hub.tokens_seen.append(self.headers.get("authorization"))
+        self.hub.ranges.append(self.headers.get("range"))
         for fault in list(self.hub.faults):
             if fault(self):
                 return
@@ -157,7 +159,8 @@ class Request(BaseHTTPRequestHandler):
     def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
+            if value or name != "Content-Length":
+                self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -202,6 +205,8 @@ class FakeHub:
         faults: Asked in order, before every request.
         requests: "GET /path" of every request so far.
         tokens_seen: The authorization header of each.
+        ranges: The range header of each.
+        over: Set when the hub stops: what stalls goes home.
         token: What opens private and gated repositories.
         cdn: Base URL of a second host for large files; "" serves them from here.
     """
@@ -211,6 +216,8 @@ class FakeHub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     tokens_seen: list[str | None] = field(default_factory=list)
+    ranges: list[str | None] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
     token: str = "hf_good"  # noqa: S105 (a test token)
     cdn: str = ""
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -230,6 +237,7 @@ class FakeHub:
 
     def stop(self) -> None:
         """Hang up and stop listening: from now on connections are refused."""
+        self.over.set()
         self._server.shutdown()
         self._server.server_close()
         self._server.hang_up()
@@ -261,7 +269,7 @@ def answer(status: int, *, path: str = "", method: str = "", times: int = 10**9,
     def act(request: Request) -> None:
         request.refuse(status, "made to fail", code)
 
-    return _fault(act, path, method, times)
+    return fault_on(act, path, method, times)
 
 
 def replace_body(body: bytes, *, path: str = "", times: int = 10**9, kind: str = "text/html") -> Fault:
@@ -270,7 +278,7 @@ def replace_body(body: bytes, *, path: str = "", times: int = 10**9, kind: str =
     def act(request: Request) -> None:
         request.send(200, body, {"Content-Type": kind})
 
-    return _fault(act, path, "GET", times)
+    return fault_on(act, path, "GET", times)
 
 
 def cut_after(n_bytes: int, *, path: str = "", times: int = 10**9) -> Fault:
@@ -284,7 +292,7 @@ def cut_after(n_bytes: int, *, path: str = "", times: int = 10**9) -> Fault:
             request.serve()
         request.wfile = whole
 
-    return _fault(act, path, "GET", times)
+    return fault_on(act, path, "GET", times)
 
 
 class _Cut:
@@ -315,10 +323,11 @@ def stall(event: threading.Event, *, path: str = "", times: int = 10**9) -> Faul
         event.wait(60)
         request.close_connection = True
 
-    return _fault(act, path, "", times)
+    return fault_on(act, path, "", times)
 
 
-def _fault(act: Callable[[Request], None], path: str, method: str, times: int) -> Fault:
+def fault_on(act: Callable[[Request], None], path: str, method: str, times: int = 10**9) -> Fault:
+    """Return a fault that acts on the first requests with this method, and this in their path."""
     left = times
 
     def fault(request: Request) -> bool:

@@ -59,6 +59,13 @@ class DiesLoading(FakeBackend):
         super().__init__(**options)
 
 
+class DiesLoadingFile(FakeBackend):
+    """Stands where LlamaBackend does, and dies as that does on a bad file."""
+
+    def __init__(self, path: Path, params: object, *_: Any):
+        abort()
+
+
 class RefusesToLoad(FakeBackend):
     """Raises what llama.cpp's refusal becomes."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -68,11 +68,12 @@ class Placement:
     Where a loaded model landed.
 
     Attributes:
-        device: The device chosen, e.g. "cpu" or "cuda:0".
+        device: The device chosen, e.g. "cpu" or "cuda:0"; several are joined by "+".
         reason: Why, in a sentence.
         n_layers: Layers of the model, the output layer not counted.
         n_layers_offloaded: How many of them are on a GPU.
         weight_bytes, kv_cache_bytes, compute_bytes: Buffer sizes by llama.cpp's device name.
+        adapters: The scale of each LoRA adapter, by its path.
     """
 
     device: str
@@ -82,6 +83,7 @@ class Placement:
     weight_bytes: dict[str, int]
     kv_cache_bytes: dict[str, int]
     compute_bytes: dict[str, int]
+    adapters: dict[str, float] = field(default_factory=dict)
 
 
 class Backend(Protocol):

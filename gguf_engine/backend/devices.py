@@ -10,6 +10,7 @@ from typing import Literal
 
 from gguf_engine.backend._native import ffi, lib
 from gguf_engine.errors import DeviceError
+from gguf_engine.params import EngineParams
 
 DeviceKind = Literal["cpu", "gpu", "igpu", "accelerator"]
 
@@ -42,10 +43,28 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceChoice:
-    """The device taken, and why, in a sentence."""
+    """
+    What a model is loaded on.
+
+    Attributes:
+        device: The device taken; of several, the first.
+        reason: Why, in a sentence.
+        others: Further devices that the model is split over.
+    """
 
     device: Device
     reason: str
+    others: tuple[Device, ...] = ()
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Return all devices, in the order they were named."""
+        return (self.device, *self.others)
+
+    @property
+    def name(self) -> str:
+        """Return the names of all devices as one text."""
+        return "+".join(device.name for device in self.devices)
 
 
 def read_devices(library: ctypes.CDLL) -> tuple[Device, ...]:
@@ -113,6 +132,31 @@ def _name(kind: DeviceKind, family: str, number: int, own_name: str) -> str:
         return own_name
     ours = {theirs: word for word, theirs in _FAMILIES.items()}
     return f"{ours.get(family, family.lower())}:{number}"
+
+
+def choose_for(params: EngineParams, devices: Sequence[Device]) -> DeviceChoice:
+    """
+    Return what `params.device`, or `params.devices`, mean.
+
+    Raises:
+        DeviceError: One is not there, or is named together with others and is no GPU.
+    """
+    if not params.devices:
+        return choose(params.device, devices)
+    chosen: list[Device] = []
+    for asked in params.devices:
+        device = choose(asked, devices).device
+        if len(params.devices) > 1 and (asked == "auto" or device.kind == "cpu"):
+            help_ = "name several GPUs, such as cuda:0 and cuda:1, or one device"
+            raise DeviceError(asked, "no GPU; a model is split over GPUs", help_)
+        if device in chosen:
+            raise DeviceError(asked, f"{device.name} is named twice", "name each device once")
+        chosen.append(device)
+    if len(chosen) == 1:
+        return choose(params.devices[0], devices)
+    names = " and ".join(device.name for device in chosen)
+    reason = f"{names} were asked for, split by {params.split_mode}"
+    return DeviceChoice(device=chosen[0], reason=reason, others=tuple(chosen[1:]))
 
 
 def choose(asked: str, devices: Sequence[Device]) -> DeviceChoice:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import numpy as np
 
 from gguf_engine.backend._native import ffi, lib
 from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError, Placement, Rows
-from gguf_engine.backend.devices import Device, DeviceChoice, choose, device_handle, read_devices
+from gguf_engine.backend.devices import Device, DeviceChoice, choose_for, device_handle, read_devices
 from gguf_engine.backend.log import LogTail, read_placement
 from gguf_engine.backend.processors import usable_processors
+from gguf_engine.backend.threads import ThreadGovernor, choose_threads, make_governor
 from gguf_engine.errors import BackendError, EngineClosedError, ModelLoadError, OptionError
-from gguf_engine.params import EngineParams
+from gguf_engine.params import EngineParams, split_adapter
 
 # libgomp spins 30 billion times at a barrier by default, which takes a busy neighbour's core away
 # from itself: decoding fell to a tenth. A bounded spin keeps the idle speed.
@@ -31,7 +33,9 @@ _USERS_SPIN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _GGML_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
+_SPLIT_MODES = {"layer": 1, "row": 2}  # enum llama_split_mode
 MAX_N_CTX_BY_DEFAULT = 8192
+MAX_N_UBATCH_ON_CPU = 256
 
 
 @contextlib.contextmanager
@@ -59,11 +63,28 @@ def _load_library() -> Any:
 
 
 _llama = _load_library()
+_validate_row_data = _llama._lib["ggml_validate_row_data"]  # what check_tensors calls
+_validate_row_data.restype = ctypes.c_bool
+_validate_row_data.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _IS_SET = int(ffi.cast("uintptr_t", ffi.addressof(lib, "ge_is_set")))
 _log = LogTail()
 # A callback that is collected while C still holds it is a crash: these live as long as the module.
 _log_callback = _llama.llama_log_callback(_log.write)
 _llama.llama_log_set(_log_callback, None)
+
+
+_threaded_in: list[int] = []  # the process that has made a context with threads
+
+
+def _claim_threads(n_threads: int) -> None:
+    """Refuse threads in a fork of a process that had some: OpenMP would wait for those for ever."""
+    pid = os.getpid()
+    if n_threads > 1 and _threaded_in not in ([], [pid]):
+        allowed = f"1 in a process that was forked from one with a loaded model ({_threaded_in[0]})"
+        help_ = "start the process afresh (multiprocessing's 'spawn'), or load with isolation='process'"
+        raise OptionError("n_threads", n_threads, allowed, help_)
+    if n_threads > 1:
+        _threaded_in[:] = [pid]
 
 
 def list_devices() -> tuple[Device, ...]:
@@ -80,6 +101,18 @@ def library_versions() -> dict[str, str]:
         "llama_cpp": _llama.llama_version().decode(),
         "system_info": _llama.llama_print_system_info().decode().strip(),
     }
+
+
+def has_finite_numbers(type_id: int, blocks: memoryview) -> bool:
+    """
+    Return whether ggml finds no NaN, no infinity and no broken scale in whole blocks of a tensor.
+
+    Args:
+        type_id: The tensor's type, one of enum ggml_type.
+        blocks: Writable memory, as ctypes wants it; it is not written to.
+    """
+    address = ctypes.addressof(ctypes.c_char.from_buffer(blocks))
+    return bool(_validate_row_data(type_id, address, len(blocks)))
 
 
 def _guarded(
@@ -105,30 +138,41 @@ class LlamaBackend:
         path: The file; its checks are the loader's business.
         params: Where and how large; see EngineParams.
         progress: Called with 0..1 while weights load; returning False ends the load.
+        start_threads: How many threads decode and prefill begin with, where they adapt.
+        note: Added to the reason of the placement.
 
     Raises:
-        DeviceError: `params.device` is not there.
+        DeviceError: `params.device` or one of `params.devices` is not there.
         OptionError: `params.n_ctx` or `n_cells` does not fit the model.
-        ModelLoadError: llama.cpp refused the file, or the load was ended.
+        ModelLoadError: llama.cpp refused the file or an adapter, or the load was ended.
     """
 
     def __init__(
-        self, path: Path, params: EngineParams, progress: Callable[[float], bool] | None = None
+        self,
+        path: Path,
+        params: EngineParams,
+        progress: Callable[[float], bool] | None = None,
+        *,
+        start_threads: tuple[int, int] | None = None,
+        note: str = "",
     ) -> None:
         self._abort_flag = ctypes.c_int32(0)
         self._abort_callback = _llama.ggml_abort_callback(_IS_SET)
+        self._governor: ThreadGovernor | None = None
         self._model: int | None = None
         self._context: int | None = None
-        choice = choose(params.device, list_devices())
+        choice = choose_for(params, list_devices())
         with _log.capture() as lines:
             try:
                 self._load_model(path, params, choice, progress)
-                self._make_context(path, params, choice)
+                adapters = self._load_adapters(params)  # the context makes room for them
+                self._make_context(path, params, choice, start_threads)
+                self._use_adapters(adapters)
             except BaseException:
                 self.close()
                 raise
         self.placement: Placement | None = read_placement(
-            lines, choice.device.name, choice.reason, int(_llama.llama_model_n_layer(self._model))
+            lines, choice.name, choice.reason + note, int(_llama.llama_model_n_layer(self._model)), adapters
         )
 
     def _load_model(
@@ -140,9 +184,10 @@ class LlamaBackend:
     ) -> None:
         model_params = _llama.llama_model_default_params()
         on_cpu = choice.device.kind == "cpu"
-        handles = [] if on_cpu else [device_handle(_llama._lib, choice.device.index)]
+        handles = [] if on_cpu else [device_handle(_llama._lib, each.index) for each in choice.devices]
         device_list = (ctypes.c_void_p * (len(handles) + 1))(*handles, None)  # NULL-terminated
         model_params.devices = ctypes.cast(device_list, ctypes.c_void_p)
+        model_params.split_mode = _SPLIT_MODES[params.split_mode]
         n_gpu_layers = params.n_gpu_layers
         if on_cpu and n_gpu_layers:
             raise OptionError("n_gpu_layers", n_gpu_layers, "0 or None on cpu", choice.reason)
@@ -150,7 +195,7 @@ class LlamaBackend:
         model_params.load_mode = (
             _llama.LLAMA_LOAD_MODE_MMAP if params.use_mmap else _llama.LLAMA_LOAD_MODE_NONE
         )
-        model_params.use_extra_bufts = params.repack
+        model_params.use_extra_bufts = bool(params.repack)
         raised: list[BaseException] = []
         callback = _llama.llama_progress_callback(_guarded(progress, raised))
         model_params.progress_callback = callback
@@ -160,7 +205,33 @@ class LlamaBackend:
         if not self._model:
             raise ModelLoadError(str(path), "it refused the file or ran out of memory", _log.errors())
 
-    def _make_context(self, path: Path, params: EngineParams, choice: DeviceChoice) -> None:
+    def _load_adapters(self, params: EngineParams) -> dict[str, float]:
+        """Load the adapters; return the scale of each by its path. The model owns and frees them."""
+        scales: dict[str, float] = {}
+        self._adapters: list[Any] = []
+        for text in params.lora:
+            path, scale = split_adapter(text)
+            adapter = _llama.llama_adapter_lora_init(self._model, os.fsencode(path))
+            if not adapter:
+                raise ModelLoadError(path, "it refused the LoRA adapter", _log.errors())
+            self._adapters.append(adapter)
+            scales[path] = scale
+        if len(scales) < len(self._adapters):
+            raise OptionError("lora", params.lora, "each adapter once", "add up their scales instead")
+        return scales
+
+    def _use_adapters(self, scales: dict[str, float]) -> None:
+        n = len(self._adapters)
+        handles = (_llama.llama_adapter_lora_p_ctypes * n)(*self._adapters)
+        status = n and _llama.llama_set_adapters_lora(
+            self._context, handles, n, (ctypes.c_float * n)(*scales.values())
+        )
+        if status:
+            raise BackendError(status, f"llama.cpp could not use the LoRA adapters {', '.join(scales)}")
+
+    def _make_context(
+        self, path: Path, params: EngineParams, choice: DeviceChoice, start: tuple[int, int] | None
+    ) -> None:
         self.n_ctx_train = int(_llama.llama_model_n_ctx_train(self._model))
         self.n_ctx = params.n_ctx or min(self.n_ctx_train, MAX_N_CTX_BY_DEFAULT)
         if self.n_ctx > self.n_ctx_train:
@@ -171,15 +242,25 @@ class LlamaBackend:
         if self.n_cells < self.n_ctx:
             raise OptionError("n_cells", self.n_cells, f"n_ctx ({self.n_ctx}) or more")
         self.n_slots = params.n_slots
-        n_threads = params.n_threads or usable_processors()
+        # llama.cpp cuts a batch to the cells there are, and aborts when it does not hold all slots.
+        if self.n_slots > self.n_cells:
+            raise OptionError("n_slots", self.n_slots, f"1..{self.n_cells}, the KV cells there are")
+        n_bytes = int(_llama.llama_model_size(self._model))
+        self._n_threads = choose_threads(params, usable_processors(), n_bytes)
+        _claim_threads(max(self._n_threads))
+        # On a GPU a pass has not ended when llama_decode returns: its time would say nothing.
+        if choice.device.kind == "cpu":
+            self._governor = make_governor(params, self._n_threads, start, self.n_cells)
         context_params = _llama.llama_context_default_params()
         # llama.cpp rounds up; what is over the n_cells asked for is not used.
         context_params.n_ctx = self.n_cells
-        context_params.n_batch = context_params.n_ubatch = params.n_batch
+        context_params.n_batch = params.n_batch
+        # ggml sees a cancel between two products: one of 512 rows can take 0.4 s, 256 rows cost nothing.
+        widest = MAX_N_UBATCH_ON_CPU if choice.device.kind == "cpu" else params.n_batch
+        context_params.n_ubatch = params.n_ubatch or min(params.n_batch, widest)
         context_params.n_seq_max = self.n_slots
         context_params.kv_unified = True
-        context_params.n_threads = n_threads
-        context_params.n_threads_batch = params.n_threads_batch or n_threads
+        context_params.n_threads, context_params.n_threads_batch = self._n_threads
         context_params.type_k = context_params.type_v = _GGML_TYPES[params.kv_cache_type]
         context_params.flash_attn_type = _FLASH_ATTENTION[params.flash_attention]
         context_params.offload_kqv = context_params.op_offload = choice.device.kind != "cpu"
@@ -237,12 +318,27 @@ class LlamaBackend:
         move(slots, batch.slots.buffer_info()[0], 4 * n_tokens)
         move(outputs, batch.outputs.buffer_info()[0], n_tokens)
         self._batch.n_tokens = n_tokens
+        governor = self._governor
+        if governor is not None:
+            n_threads = governor.n_threads(n_tokens)
+            # llama.cpp may end a pass over several tokens with one over a single one.
+            one, several = self._n_threads
+            self.use_threads(*((n_threads, several) if n_tokens == 1 else (one, n_threads)))
+            begin = time.perf_counter()
         status = self._decode(self._context, self._batch)
         # Read the code before the logits: after a failure the old row is still there.
         if status:
             self._raise(status, n_tokens)
+        if governor is not None:
+            governor.record(n_tokens, time.perf_counter() - begin)
         self._abort_flag.value = 0
         return self._rows(batch.n_outputs)
+
+    def use_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        """Compute the passes from now on with so many threads: over one token, and over several."""
+        if (n_threads, n_threads_batch) != self._n_threads:
+            _llama.llama_set_n_threads(self._context, n_threads, n_threads_batch)
+            self._n_threads = (n_threads, n_threads_batch)
 
     def _rows(self, n_outputs: int) -> Rows:
         address = self._get_logits(self._context)
@@ -281,15 +377,16 @@ class LlamaBackend:
         """See Backend.save."""
         self._check_open()
         size = int(_llama.llama_state_seq_get_size(self._context, slot))
-        buffer = (ctypes.c_uint8 * size)()
-        written = _llama.llama_state_seq_get_data(self._context, buffer, size, slot)
-        return ctypes.string_at(buffer, written)
+        buffer = np.empty(size, np.uint8)  # not zeroed first: it may be hundreds of megabytes
+        pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = _llama.llama_state_seq_get_data(self._context, pointer, size, slot)
+        return buffer[:written].tobytes()
 
     def load(self, slot: int, state: bytes) -> None:
         """See Backend.load."""
         self._check_open()
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if not _llama.llama_state_seq_set_data(self._context, buffer, len(state), slot):
+        pointer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))  # read, not written
+        if not _llama.llama_state_seq_set_data(self._context, pointer, len(state), slot):
             raise BackendError(0, f"a state of {len(state)} bytes does not fit this model")
 
     def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:

@@ -14,8 +14,14 @@ from gguf_engine.backend.base import Placement
 _ERROR_LEVEL = 4  # enum ggml_log_level of ggml.h: 1 debug, 2 info, 3 warn, 4 error, 5 continued
 _CONTINUED = 5
 
-_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
-_BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute) buffer size =\s+([\d.]+) MiB")
+# By the function that says it, at the start of a short line: texts from the file are logged too, and may
+# look like anything.
+_MAX_LINE = 256
+_OFFLOADED = re.compile(r"load_tensors: offloaded (\d{1,4})/\d{1,4} layers to GPU")
+_BUFFER = re.compile(
+    r"(?:load_tensors|llama_kv_cache\w{0,20}|llama_memory_recurrent|sched_reserve|llama_context): +"
+    r"(\S{1,40}) +(model|KV|RS|compute) buffer size = +(\d{1,9}\.\d\d) MiB"
+)
 
 
 class LogTail:
@@ -67,7 +73,9 @@ class LogTail:
             del self._captures[thread]
 
 
-def read_placement(lines: list[str], device: str, reason: str, n_layers: int) -> Placement:
+def read_placement(
+    lines: list[str], device: str, reason: str, n_layers: int, adapters: dict[str, float] | None = None
+) -> Placement:
     """
     Find in llama.cpp's log of a load where weights and caches went.
 
@@ -77,9 +85,11 @@ def read_placement(lines: list[str], device: str, reason: str, n_layers: int) ->
     n_offloaded = 0
     sizes: dict[str, dict[str, int]] = {"model": {}, "KV": {}, "RS": {}, "compute": {}}
     for line in lines:
-        if found := _OFFLOADED.search(line):
+        if len(line) > _MAX_LINE:
+            continue
+        if found := _OFFLOADED.match(line):
             n_offloaded = min(int(found[1]), n_layers)
-        elif found := _BUFFER.search(line):
+        elif found := _BUFFER.match(line):
             of_kind = sizes[found[2]]
             of_kind[found[1]] = of_kind.get(found[1], 0) + round(float(found[3]) * 2**20)
     return Placement(
@@ -90,4 +100,5 @@ def read_placement(lines: list[str], device: str, reason: str, n_layers: int) ->
         weight_bytes=sizes["model"],
         kv_cache_bytes={**sizes["KV"], **sizes["RS"]},
         compute_bytes=sizes["compute"],
+        adapters=adapters or {},
     )

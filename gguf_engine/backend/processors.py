@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
@@ -21,6 +23,16 @@ def usable_processors() -> int:
     allowed = _affinity()
     cores = {_core(cpu) for cpu in allowed}
     return max(1, math.ceil(min(len(cores), cgroup_quota(_CGROUP))))
+
+
+def processor_name() -> str:
+    """Return the model of the processor, as the system tells it."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _affinity() -> set[int]:

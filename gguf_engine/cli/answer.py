@@ -101,4 +101,7 @@ def figures(completion: Completion, llm: LLM) -> list[str]:
     ]
     if llm.placement is not None:
         lines.append(f"device         {llm.placement.device} ({llm.placement.reason})")
+        lines += [
+            f"adapter        {path} (scale {scale:g})" for path, scale in llm.placement.adapters.items()
+        ]
     return lines

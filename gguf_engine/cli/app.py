@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 from gguf_engine import __version__
-from gguf_engine.cli import chat, devices, inspect, lines, pull, run
+from gguf_engine.cli import bundle, chat, devices, inspect, lines, lock, pull, run, tune
 from gguf_engine.cli.errors import MEANINGS
 from gguf_engine.cli.options import Command, expand
 
@@ -40,7 +40,12 @@ def program(
     """Quantized GGUF text generation on llama.cpp."""
 
 
-for _verb in (run.run, chat.chat, lines.lines, pull.pull, inspect.inspect, devices.devices):
+_VERBS = (
+    run.run, chat.chat, lines.lines,
+    pull.pull, lock.lock, bundle.bundle, bundle.unbundle,
+    inspect.inspect, devices.devices, tune.tune,
+)  # fmt: skip
+for _verb in _VERBS:
     app.command(cls=Command)(expand(_verb))
 
 

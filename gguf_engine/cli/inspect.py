@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,19 +28,47 @@ def inspect(
         str,
         typer.Argument(metavar="FILE", help="A .gguf file, a folder with one, or a name that is cached."),
     ],
+    tokenizer_json: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TOKENIZER",
+            help="With --tokenizer: the tokenizer.json; otherwise the one found with the model.",
+        ),
+    ] = None,
     *,
     hub: HubOptions,
+    tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--tokenizer", help="Compare a tokenizer.json with the vocabulary in the GGUF instead."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Print long arrays and texts whole.")] = False,
 ) -> None:
-    """Show what a GGUF file holds. Nothing is loaded, nothing downloaded."""
+    """Show what a GGUF file holds, then what is wrong with it. Nothing is loaded, nothing downloaded."""
     from gguf_engine.loader.gguf import read_gguf
+    from gguf_engine.loader.preflight import preflight
     from gguf_engine.loader.resolve import resolve_model
 
-    gguf = read_gguf(resolve_model(model, **{**asdict(hub), "offline": True}).weights)
+    if tokenizer_json is not None and not tokenizer:
+        raise typer.BadParameter(f"{tokenizer_json} is a second file; it goes with --tokenizer")
+    files = resolve_model(model, **{**asdict(hub), "offline": True})
+    gguf = read_gguf(files.weights)
+    if tokenizer:
+        from gguf_engine.cli.audit import print_audit
+
+        found = files.tokenizer if tokenizer_json is None else Path(tokenizer_json)
+        print_audit(gguf.metadata, found, as_json=as_json)
+        return
     if as_json:
         print(json.dumps(describe(gguf, full=full)))
-        return
+    else:
+        _print_tables(gguf, full=full)
+    preflight(gguf)
+
+
+def _print_tables(gguf: GGUFFile, *, full: bool) -> None:
     from rich.console import Console
 
     # A pipe has no width: rows stay whole, one a line.

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from gguf_engine.errors import OptionError
-from gguf_engine.params import EngineParams, SamplingParams, build_params
+from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params
 
 DEFAULT_MODEL = "phi3-mini"
 
@@ -34,14 +34,17 @@ class ModelOptions:
             a folder that holds one.
         tokenizer: A tokenizer.json instead of the one found with the model or inside it.
         chat_template: A file with a Jinja template instead of the model's own.
-        check: Refuse files that would crash llama.cpp. With --no-check a bad file can kill this
-            process.
+        preflight: Refuse files that would crash llama.cpp. With --no-preflight a bad file can end this
+            process, and broken weights answer nonsense.
+        isolation: "process" runs llama.cpp in a process of its own, which may crash; none means "thread",
+            but "process" for families whose files cannot be checked tensor by tensor.
     """
 
     model: str = DEFAULT_MODEL
     tokenizer: str | None = None
     chat_template: str | None = None
-    check: bool = True
+    preflight: bool = True
+    isolation: Isolation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class HubOptions:
         endpoint: The hub; otherwise $HF_ENDPOINT or https://huggingface.co.
         token: For gated repositories. Others can see it in the list of processes: prefer $HF_TOKEN.
         offline: Use what is cached, open no connection; also with HF_HUB_OFFLINE=1.
+        lock: A file that `gguf-engine lock` made: whatever differs from it is refused.
     """
 
     revision: str | None = None
@@ -62,6 +66,7 @@ class HubOptions:
     endpoint: str | None = None
     token: str | None = None
     offline: bool = False
+    lock: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,21 @@ _FLAGS = {
     "model": ("--model", "-m"),
     "max_tokens": ("--max-tokens", "-n"),
     "use_mmap": ("--mmap/--no-mmap",),
+    "repack": ("--repack/--no-repack",),
+    "allowed_hosts": ("--allowed-host",),
+    "cors_origins": ("--cors-origin",),
 }
-_METAVARS = {"logit_bias": "ID=VALUE", "model": "NAME", "device": "NAME", "endpoint": "URL"}
-_PATHS = ("tokenizer", "chat_template", "cache_dir")
+_METAVARS = {
+    "logit_bias": "ID=VALUE",
+    "model": "NAME",
+    "device": "NAME",
+    "devices": "NAME",
+    "lora": "PATH[=SCALE]",
+    "endpoint": "URL",
+    "allowed_hosts": "NAME",
+    "cors_origins": "URL",
+}
+_PATHS = ("tokenizer", "chat_template", "cache_dir", "lock")
 
 
 def flags(name: str, default: object = None) -> tuple[str, ...]:
@@ -225,7 +242,7 @@ def _parameters(kind: type, without: Sequence[str]) -> Iterator[inspect.Paramete
             rich_help_panel=_SECTIONS[kind],
         )
         many = get_origin(hint) not in (None, Literal) and NoneType not in get_args(hint)
-        annotation: Any = bool if hint is bool else list[str] if many else str
+        annotation: Any = bool if _is_flag(hint) else list[str] if many else str
         yield inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -234,11 +251,16 @@ def _parameters(kind: type, without: Sequence[str]) -> Iterator[inspect.Paramete
         )
 
 
+def _is_flag(hint: Any) -> bool:
+    return hint is bool or set(get_args(hint)) == {bool, NoneType}
+
+
 def _metavar(name: str, hint: Any) -> str:
     if name in _METAVARS or name in _PATHS:
         return _METAVARS.get(name, "PATH")
-    if get_origin(hint) is Literal:
-        return "|".join(get_args(hint))
+    for choices in (hint, *get_args(hint)):
+        if get_origin(choices) is Literal:
+            return "|".join(get_args(choices))
     kinds = [choice for choice in get_args(hint) or (hint,) if choice in (int, float)]
     return kinds[0].__name__.upper() if kinds else "TEXT"
 

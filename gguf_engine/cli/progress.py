@@ -6,7 +6,13 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-_VERBS = {"download": "Downloading", "load": "Loading"}
+_VERBS = {
+    "download": "Downloading",
+    "bundle": "Bundling",
+    "unbundle": "Unbundling",
+    "check": "Checking",
+    "load": "Loading",
+}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 from gguf_engine.backend.log import LogTail
 from gguf_engine.engine import wire
-from gguf_engine.engine.engine import Engine
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver, Sequence
 from gguf_engine.engine.worker import EngineWorker
@@ -79,11 +78,9 @@ class _Server:
 
     def open(self, frame: bytes) -> None:
         """Load the model that the first frame describes."""
-        make_backend, self._vocabulary, candidates, reports = pickle.loads(frame)  # noqa: S301 - our parent's
+        make_engine, self._vocabulary, candidates, reports = pickle.loads(frame)  # noqa: S301 - our parent's
         on_load = [self._report()] if reports else []
-        self._worker = worker = EngineWorker(
-            lambda: Engine(make_backend(*on_load)), end_candidates=candidates
-        )
+        self._worker = worker = EngineWorker(lambda: make_engine(*on_load), end_candidates=candidates)
         self.tell(["ready", wire.encode_facts(worker.wait_until_ready())])
 
     def _report(self) -> Callable[[float], bool]:
@@ -100,11 +97,13 @@ class _Server:
         return report
 
     def handle(self, frame: bytes) -> None:
-        """Do what one frame says: ("submit", id, pickled request) or ("cancel", id)."""
+        """Do what one frame says: ("submit", id, pickled request), ("cancel", id) or ("stats", id)."""
         assert self._worker is not None
         kind, number, *rest = pickle.loads(frame)  # noqa: S301 - our parent's
         if kind == "submit":
             self._submit(self._worker, number, rest[0])
+        elif kind == "stats":
+            self._worker.post(lambda engine: self.tell(["stats", number, engine.stats()]))
         elif number in self._running:
             self._worker.cancel(self._running[number])
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from gguf_engine.backend.base import (
@@ -15,10 +18,14 @@ from gguf_engine.backend.base import (
     Rows,
 )
 from gguf_engine.engine.kv_cache import KVCache
+from gguf_engine.engine.prefix_store import PrefixCache, PrefixStore
+from gguf_engine.engine.presets import PRESETS, PrefillPace
 from gguf_engine.engine.scheduler import Chunk, Scheduler
 from gguf_engine.engine.sequence import RequestFaultError, Sequence
-from gguf_engine.errors import BackendError, GGUFEngineError, OptionError, SamplingError
+from gguf_engine.engine.speculative import DraftMaker, Speculation, make_mask
+from gguf_engine.errors import BackendError, GGUFEngineError, SamplingError
 from gguf_engine.outputs import FinishReason
+from gguf_engine.params import PresetName
 from gguf_engine.sampling.sampler import Sample, Sampler, SampleRequest
 
 
@@ -32,22 +39,98 @@ class EngineFacts(NamedTuple):
     placement: Placement | None
 
 
+class EngineStats(NamedTuple):
+    """
+    What an engine is doing.
+
+    Attributes:
+        n_running, n_waiting: Requests with a slot, and without one yet.
+        n_slots: Requests that can run at once.
+        n_cells, n_cells_used: KV cells, and those that hold something, kept prefixes included.
+        n_crashes: Times that its process died; 0 for an engine in a thread.
+        pid: Of the process it runs in.
+        n_draft_faults: Times that guessing at the next ids failed and was turned off, for some requests
+            or for all; their answers are the same without.
+    """
+
+    n_running: int
+    n_waiting: int
+    n_slots: int
+    n_cells: int
+    n_cells_used: int
+    n_crashes: int
+    pid: int
+    n_draft_faults: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMaker:
+    """
+    How to make an engine, where it will run; can cross to another process if what it holds can.
+
+    Attributes:
+        make_backend: Makes the backend; called with the progress callback when there is one.
+        draft: Where guesses at the next ids come from; None for none.
+        preset: What the engine is tuned for; see EngineParams.
+        prefix_cache: Where prefixes are kept on disk; None for nowhere.
+    """
+
+    make_backend: Callable[..., Backend]
+    draft: DraftMaker | None = None
+    preset: PresetName | None = None
+    prefix_cache: PrefixCache | None = None
+
+    def __call__(self, *on_load: Callable[[float], bool]) -> Engine:
+        """Make it. `on_load` takes the share that is loaded, 0..1, and returns whether to go on."""
+        backend = self.make_backend(*on_load)
+        try:
+            prefixes = None if self.prefix_cache is None else self.prefix_cache.open(backend)
+            speculation = None if self.draft is None else self.draft(backend.n_vocab, *on_load)
+        except BaseException:
+            backend.close()
+            raise
+        return Engine(backend, speculation, preset=self.preset, prefixes=prefixes)
+
+
 class Engine:
     """
     Runs requests on one backend.
 
-    The engine owns the backend: closing the one closes the other.
+    The engine owns the backend and what guesses: closing it closes them.
+
+    Args:
+        backend: The model.
+        speculation: What guesses at the next ids; None leaves that to requests with a proposer.
+        preset: What it is tuned for.
+        prefixes: Where prefixes are kept on disk; None for nowhere.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        speculation: Speculation | None = None,
+        *,
+        preset: PresetName | None = None,
+        prefixes: PrefixStore | None = None,
+    ) -> None:
         assert backend.n_slots <= backend.n_batch
         self.backend = backend
-        self.kv_cache = KVCache(backend)
-        self.scheduler = Scheduler(self.kv_cache, backend.n_batch, backend.n_ctx)
+        chosen = PRESETS[preset]
+        self.kv_cache = KVCache(backend, int(chosen.idle_share * backend.n_cells))
+        self.speculation = speculation or Speculation(backend.n_vocab)
+        self.scheduler = Scheduler(
+            self.kv_cache,
+            backend.n_batch,
+            backend.n_ctx,
+            self.speculation,
+            PrefillPace(chosen.pass_s, backend.n_batch),
+        )
+        self._prefixes = prefixes
         self._prompts: frozenset[Sequence] = frozenset()  # computed by the pass under way
         try:
             self.sampler = Sampler(backend.n_vocab, backend.n_batch)
         except BaseException:
+            self.speculation.close()
             backend.close()
             raise
 
@@ -62,6 +145,20 @@ class Engine:
             backend.placement,
         )
 
+    def stats(self) -> EngineStats:
+        """Return what the engine is doing."""
+        scheduler = self.scheduler
+        return EngineStats(
+            n_running=len(scheduler.running),
+            n_waiting=len(scheduler.waiting),
+            n_slots=self.backend.n_slots,
+            n_cells=self.backend.n_cells,
+            n_cells_used=self.backend.n_cells - self.kv_cache.n_free_cells,
+            n_crashes=0,
+            pid=os.getpid(),
+            n_draft_faults=self.speculation.n_faults,
+        )
+
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
@@ -71,8 +168,12 @@ class Engine:
         """Queue a request; one that asks for nothing ends here."""
         if sequence.params.max_tokens == 0:
             self._finish(sequence, "length")
+            return
+        if self._prefixes is None:
+            sequence.n_keep = 0
         else:
-            self.scheduler.waiting.append(sequence)
+            self._prefixes.prepare(sequence, self.kv_cache)
+        self.scheduler.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a request now; nothing happens to one that has ended."""
@@ -92,15 +193,22 @@ class Engine:
 
         Other passes are short, and ending them would cost those who share them.
         """
+        # First write, then read; `_compute` does it the other way round, so one of the two sees the other.
+        sequence.is_unwanted = True
         if sequence in self._prompts:
             self.backend.abort()
 
     def step(self) -> None:
         """Run one forward pass and give its results to their sequences."""
+        if self._prefixes is not None:
+            self._prefixes.restore(self.kv_cache, is_busy=self.scheduler.is_busy)
         chunks, requests = self._decide()
         rows = self._compute(chunks) if chunks else None
         if rows is not None:
             self._record(chunks, requests, rows)
+            n_drafts = sum(chunk.n_drafts for chunk in chunks)
+            if sum(len(chunk.token_ids) for chunk in chunks) == len(chunks) + n_drafts:
+                self.speculation.learn(len(chunks), n_drafts)
 
     def _decide(self) -> tuple[list[Chunk], list[SampleRequest]]:
         """Return what to compute, and what to draw from its rows."""
@@ -126,8 +234,14 @@ class Engine:
             self._prompts = frozenset(
                 chunk.sequence for chunk in chunks if len(chunk.token_ids) - chunk.n_drafts > 1
             )
+            if any(sequence.is_unwanted for sequence in self._prompts):
+                self.backend.abort()
+        started_at = time.perf_counter()
         try:
-            return self.backend.forward(batch)
+            rows = self.backend.forward(batch)
+            if self._prompts:
+                self.scheduler.pace.record(len(batch), time.perf_counter() - started_at)
+            return rows
         except ForwardAbortedError:
             for chunk in chunks:
                 if not self.kv_cache.undo(chunk.slot):
@@ -158,6 +272,8 @@ class Engine:
             self.kv_cache.append(chunk.slot, chunk.token_ids)
             if not chunk.sequence.token_ids:
                 chunk.sequence.n_prefilled += len(chunk.token_ids)
+            if self._prefixes is not None and chunk.sequence.n_keep:
+                self._prefixes.keep(chunk.sequence, chunk.slot, self.kv_cache)
         samples = self.sampler.sample(rows, requests) if requests else []
         n_taken = 0
         for chunk in chunks:
@@ -184,7 +300,12 @@ class Engine:
             has_ended = sequence.add(sample, self.backend.n_ctx)
             if has_ended or not is_accepted:
                 break
+        if drafts:
+            n_right = n_kept - (chunk.start + len(chunk.token_ids) - len(drafts))
+            self.speculation.note(sequence, n_right, int(not (is_accepted or has_ended)))
         is_whole = self.kv_cache.truncate(chunk.slot, n_kept)
+        if drafts and not is_whole:
+            self.speculation.stop("this model cannot forget a part of what it holds")
         if has_ended:
             self.scheduler.remove(sequence, keep=is_whole)
         elif not is_whole:
@@ -198,6 +319,9 @@ class Engine:
     def close(self) -> None:
         """Free the sampler and the backend; twice is fine."""
         self.sampler.close()
+        self.speculation.close()
+        if self._prefixes is not None:
+            self._prefixes.close()
         self.backend.close()
 
 
@@ -206,27 +330,23 @@ def _sample_requests(chunk: Chunk, n_vocab: int) -> list[SampleRequest]:
     Return what to draw from a chunk's rows: each draft's row sees the drafts before it.
 
     Raises:
-        RequestFaultError: The sequence's constraint failed, or a draft is no id of the vocabulary.
+        RequestFaultError: The sequence's constraint failed.
     """
     sequence = chunk.sequence
-    mask = _mask(sequence, n_vocab)
-    requests = [SampleRequest(sequence.options, sequence.prompt_ids, sequence.token_ids, mask)]
+    masks = chunk.masks or [_mask(sequence, n_vocab)]
+    requests = [SampleRequest(sequence.options, sequence.prompt_ids, sequence.token_ids, masks[0])]
     n_known = len(chunk.token_ids) - chunk.n_drafts
-    for i in range(chunk.n_drafts):
-        if not 0 <= chunk.token_ids[n_known + i] < n_vocab:
-            bad = OptionError("draft", chunk.token_ids[n_known + i], f"token ids in 0..{n_vocab - 1}")
-            raise RequestFaultError(sequence, bad)
-        token_ids = sequence.token_ids + chunk.token_ids[n_known : n_known + i + 1]
-        requests.append(SampleRequest(sequence.options, sequence.prompt_ids, token_ids, None))
+    for i in range(1, chunk.n_drafts + 1):
+        token_ids = sequence.token_ids + chunk.token_ids[n_known : n_known + i]
+        mask = masks[i] if chunk.masks else None
+        requests.append(SampleRequest(sequence.options, sequence.prompt_ids, token_ids, mask))
     return requests
 
 
 def _mask(sequence: Sequence, n_vocab: int) -> bytes | None:
     if sequence.constraint is None:
         return None
-    bits = bytearray((n_vocab + 31) // 32 * 4)
     try:
-        sequence.constraint.fill_mask(bits)
+        return make_mask(sequence.constraint, n_vocab)
     except Exception as error:
         raise RequestFaultError(sequence, error) from error
-    return bytes(bits)

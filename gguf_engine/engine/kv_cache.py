@@ -8,13 +8,13 @@ and this view of it cannot drift apart. A cell shared by `copy` is counted once.
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable
 
 from gguf_engine.backend.base import Backend
+from gguf_engine.engine.prefix_tree import BLOCK, PrefixTree
 
-# Below this a shared prefix is an accident (a template's first words), not worth keeping cells for.
-MIN_PREFIX = 16
+# What is evicted at once: each eviction costs llama.cpp a walk over all cells.
+EVICT_CELLS = 256
 
 
 class KVCache:
@@ -23,17 +23,29 @@ class KVCache:
 
     A slot is live (a request runs in it), idle (its request ended, its ids may serve as a prefix)
     or empty.
+
+    Args:
+        backend: Whose slots they are.
+        max_idle_cells: Most cells that idle slots alone may use, but for the one used last; None for as
+            many as there are. Those unused for longest are freed, from the end: beginnings are what
+            requests share.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, max_idle_cells: int | None = None) -> None:
         self._backend = backend
+        self._max_idle_cells = backend.n_cells if max_idle_cells is None else max_idle_cells
         self._held = [array("i") for _ in range(backend.n_slots)]
         self._cells: list[list[int]] = [[] for _ in range(backend.n_slots)]
-        self._n_users: Counter[int] = Counter()
+        self._tree = PrefixTree(range(backend.n_slots))
+        # cell -> slots that use it, and live slots that use it; a cell without any is not there
+        self._n_users: dict[int, int] = {}
+        self._n_live_users: dict[int, int] = {}
         self._next_cell = 0
         # Dicts as ordered sets: the first idle slot is the one unused for longest.
         self._empty: dict[int, None] = dict.fromkeys(range(backend.n_slots))
         self._idle: dict[int, None] = {}
+        self.can_share = True
+        """False once the backend has refused to copy a part of a slot, as recurrent models do."""
 
     def held(self, slot: int) -> array[int]:
         """Return the ids a slot holds, position by position; not to be changed."""
@@ -45,87 +57,130 @@ class KVCache:
 
     @property
     def n_free_cells(self) -> int:
-        """Cells no slot uses; idle slots' cells can be had with `make_room`."""
+        """Cells no slot uses."""
         return self._backend.n_cells - len(self._n_users)
+
+    @property
+    def n_idle_cells(self) -> int:
+        """Cells that idle slots alone use; `make_room` can have them."""
+        return len(self._n_users) - len(self._n_live_users)
 
     @property
     def has_room_for_request(self) -> bool:
         """Whether a slot is empty or idle."""
         return bool(self._empty or self._idle)
 
+    def find(self, token_ids: array[int]) -> tuple[int, int | None]:
+        """
+        Return how many leading ids some slot holds, the last one not counted, and that slot.
+
+        Less than a block counts as nothing. Somebody has to give the row that follows the last id.
+        """
+        wanted = token_ids[:-1]
+        n_blocks, slots = self._tree.longest(wanted)
+        if not n_blocks:
+            return 0, None
+        rest = wanted[n_blocks : n_blocks + BLOCK]
+
+        def worth(slot: int) -> tuple[int, bool, int]:
+            held = self._held[slot]
+            n_more = common_prefix(held[n_blocks : n_blocks + BLOCK], rest)
+            return n_more, slot in self._idle, -len(held)  # an idle one with little else can be taken over
+
+        source = max(slots, key=worth)
+        return n_blocks + worth(source)[0], source
+
+    def n_cells_for(self, token_ids: array[int]) -> int:
+        """Return how many cells a request for these ids would take from those no running one uses."""
+        n_shared, source = self.find(token_ids)
+        if source is None or not self.can_share:
+            return len(token_ids)
+        # Live slots share beginnings, so the live cells of a slot come before its other ones.
+        cells, low, high = self._cells[source], 0, n_shared
+        while low < high:
+            middle = (low + high + 1) // 2
+            if cells[middle - 1] in self._n_live_users:
+                low = middle
+            else:
+                high = middle - 1
+        return len(token_ids) - low
+
     def open(self, token_ids: array[int]) -> tuple[int, int]:
         """
         Take a slot for a request and fill it with the longest prefix that any slot holds.
 
         Args:
-            token_ids: What the request will compute. Its last id is never taken from a prefix:
-                somebody has to give the row that follows it.
+            token_ids: What the request will compute.
 
         Returns:
             The slot, now live, and how many ids it already holds.
         """
-        wanted = token_ids[:-1]
-        n_shared, source = max(
-            ((common_prefix(held, wanted), slot) for slot, held in enumerate(self._held)),
-            key=lambda found: (found[0], found[1] in self._idle),
-        )
-        self._drop_unrelated(wanted)
-        if n_shared < MIN_PREFIX:
-            return self._take_empty(), 0
-        if source in self._idle and self._truncate_or_drop(source, n_shared):
-            del self._idle[source]
-            return source, n_shared
-        if not self.n_held(source):
-            return self._take_empty(), 0
-        target = self._take_empty()
-        try:
-            is_shared = self._backend.copy(source, target, n_shared)
-        except BaseException:
-            self.drop(target)
-            raise
-        if not is_shared:
-            return target, 0
-        self._held[target] = self._held[source][:n_shared]
-        self._cells[target] = self._cells[source][:n_shared]
-        self._n_users.update(self._cells[target])
-        return target, n_shared
+        n_shared, source = self.find(token_ids)
+        if source in self._idle and self._is_spare(source, n_shared):
+            if self.truncate(source, n_shared):
+                del self._idle[source]
+                self._enliven(self._cells[source])
+                return source, n_shared
+            if not self._others(source):
+                self.drop(source)
+        slot = self.take(keep=source)
+        return slot, self.fill(slot, token_ids)
 
-    def n_shared_with_live(self, token_ids: array[int]) -> int:
-        """Return how many cells `open` would share with a running request instead of taking them."""
-        live = (held for slot, held in enumerate(self._held) if held and slot not in self._idle)
-        n_shared = max((common_prefix(held, token_ids[:-1]) for held in live), default=0)
-        return n_shared if n_shared >= MIN_PREFIX else 0
+    def _is_spare(self, slot: int, n_shared: int) -> bool:
+        """Whether an idle slot is of little use but for its first ids, or there is no other to be had."""
+        return len(self._held[slot]) - n_shared < BLOCK or not self._others(slot)
 
-    def _drop_unrelated(self, wanted: array[int]) -> None:
-        """
-        Empty the idle slots that share nothing with what is wanted now.
+    def _others(self, slot: int) -> bool:
+        return bool(self._empty) or len(self._idle) > 1 or slot not in self._idle
 
-        Attention runs over every used cell of a unified cache, so cells kept for nobody cost time.
-        """
-        for slot in [s for s in self._idle if common_prefix(self._held[s], wanted) < MIN_PREFIX]:
-            self.drop(slot)
-
-    def _take_empty(self) -> int:
+    def take(self, keep: int | None = None) -> int:
+        """Return a slot, live and empty; where no slot is empty the idle one unused for longest is."""
         if not self._empty:
-            self.drop(next(iter(self._idle)))
+            self.drop(next(slot for slot in self._idle if slot != keep))
         slot = next(iter(self._empty))
         del self._empty[slot]
         return slot
 
-    def _truncate_or_drop(self, slot: int, length: int) -> bool:
-        if self.truncate(slot, length):
-            return True
-        self.drop(slot)
-        return False
+    def fill(self, slot: int, token_ids: array[int]) -> int:
+        """Share the longest prefix that any slot holds with a live, empty one; return its length."""
+        n_shared, source = self.find(token_ids)
+        if source is None:
+            return 0
+        try:
+            is_shared = self._backend.copy(source, slot, n_shared)
+        except BaseException:
+            self.drop(slot)
+            raise
+        if not is_shared:
+            self.can_share = False
+            return 0
+        if source in self._idle:  # used just now
+            del self._idle[source]
+            self._idle[source] = None
+        self._held[slot] = self._held[source][:n_shared]
+        self._cells[slot] = cells = self._cells[source][:n_shared]
+        self._tree.extend(slot, self._held[slot])
+        for cell in cells:
+            self._n_users[cell] += 1
+        self._enliven(cells)
+        return n_shared
+
+    def _enliven(self, cells: Iterable[int]) -> None:
+        n_live_users = self._n_live_users
+        for cell in cells:
+            n_live_users[cell] = n_live_users.get(cell, 0) + 1
 
     def append(self, slot: int, token_ids: Iterable[int]) -> None:
-        """Record what a forward pass stored."""
+        """Record what a forward pass stored in a live slot."""
         held, cells = self._held[slot], self._cells[slot]
+        n_blocks = len(held) // BLOCK
         for token_id in token_ids:
             held.append(token_id)
             cells.append(self._next_cell)
-            self._n_users[self._next_cell] = 1
+            self._n_users[self._next_cell] = self._n_live_users[self._next_cell] = 1
             self._next_cell += 1
+        if len(held) // BLOCK > n_blocks:
+            self._tree.extend(slot, held)
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep the first `length` positions. False, and nothing changed: the model cannot."""
@@ -133,37 +188,64 @@ class KVCache:
             return True
         if not self._backend.truncate(slot, length):
             return False
-        del self._held[slot][length:]
-        self._forget_cells(slot, length)
+        self._forget(slot, length)
         return True
 
     def undo(self, slot: int) -> bool:
         """Drop what a failed forward pass may have stored beyond the recorded ids."""
         return self._backend.truncate(slot, len(self._held[slot]))
 
-    def _forget_cells(self, slot: int, length: int) -> None:
-        cells = self._cells[slot]
-        for cell in cells[length:]:
-            self._n_users[cell] -= 1
-            if not self._n_users[cell]:
-                del self._n_users[cell]
-        del cells[length:]
+    def _forget(self, slot: int, length: int) -> None:
+        cells = self._cells[slot][length:]
+        if slot not in self._idle:
+            _decrease(self._n_live_users, cells)
+        _decrease(self._n_users, cells)
+        del self._held[slot][length:]
+        del self._cells[slot][length:]
+        self._tree.cut(slot, length)
 
     def release(self, slot: int) -> None:
         """End a request: its slot becomes idle, its ids stay for others to share."""
         if self._held[slot]:
+            _decrease(self._n_live_users, self._cells[slot])
             self._idle[slot] = None
         else:
             self._empty[slot] = None
+        self._shrink()
 
     def drop(self, slot: int) -> None:
         """Empty a slot, live or idle."""
+        self._clear(slot)
+        self._shrink()
+
+    def _clear(self, slot: int) -> None:
         # Dropping a whole sequence is the one removal that every kind of model can do.
         self._backend.truncate(slot, 0)
-        del self._held[slot][:]
-        self._forget_cells(slot, 0)
+        self._forget(slot, 0)
         self._idle.pop(slot, None)
         self._empty[slot] = None
+
+    def _shrink(self) -> None:
+        """Keep idle slots within their cells; what was used last stays whole."""
+        while self.n_idle_cells > self._max_idle_cells and len(self._idle) > 1:
+            self._evict(self.n_idle_cells - self._max_idle_cells)
+
+    def _evict(self, n_cells: int) -> None:
+        """Free cells of the idle slot unused for longest: its last ones, or all."""
+        slot = next(iter(self._idle))
+        n_kept = len(self._held[slot]) - max(n_cells, EVICT_CELLS)
+        if n_kept < BLOCK or not self.truncate(slot, n_kept):
+            self._clear(slot)
+
+    def make_room(self, n_cells: int) -> bool:
+        """Evict from idle slots, oldest first, until `n_cells` are free; False if that is not enough."""
+        while self.n_free_cells < n_cells and self._idle:
+            self._evict(n_cells - self.n_free_cells)
+        return self.n_free_cells >= n_cells
+
+    def can_make_room(self, n_cells: int) -> bool:
+        """Whether `make_room` would succeed."""
+        return self._backend.n_cells - len(self._n_live_users) >= n_cells
 
     def save(self, slot: int) -> bytes:
         """Return the backend's state of a slot; it stands for the ids the slot holds."""
@@ -182,7 +264,7 @@ class KVCache:
         if not self.has_room_for_request or not self.can_make_room(len(token_ids)):
             return None
         self.make_room(len(token_ids))
-        slot = self._take_empty()
+        slot = self.take()
         try:
             self._backend.load(slot, state)
         except BaseException:
@@ -192,19 +274,14 @@ class KVCache:
         self.release(slot)
         return slot
 
-    def make_room(self, n_cells: int) -> bool:
-        """Empty idle slots, oldest first, until `n_cells` are free; False if that is not enough."""
-        while self.n_free_cells < n_cells and self._idle:
-            self.drop(next(iter(self._idle)))
-        return self.n_free_cells >= n_cells
 
-    def can_make_room(self, n_cells: int) -> bool:
-        """Whether `make_room` would succeed."""
-        if self.n_free_cells >= n_cells:
-            return True
-        n_idle_users = Counter(cell for slot in self._idle for cell in self._cells[slot])
-        n_idle_cells = sum(n == self._n_users[cell] for cell, n in n_idle_users.items())
-        return self.n_free_cells + n_idle_cells >= n_cells
+def _decrease(counts: dict[int, int], cells: Iterable[int]) -> None:
+    for cell in cells:
+        left = counts[cell] - 1
+        if left:
+            counts[cell] = left
+        else:
+            del counts[cell]
 
 
 def common_prefix(a: array[int], b: array[int]) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from gguf_engine.engine import wire
-from gguf_engine.engine.engine import EngineFacts
+from gguf_engine.engine.engine import EngineFacts, EngineStats
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver
 from gguf_engine.errors import EngineCrashed, OptionError
@@ -76,6 +76,9 @@ class Listener(Protocol):
     def on_ready(self, child: Child, facts: EngineFacts) -> None:
         """Hear that the model is loaded."""
 
+    def on_stats(self, number: int, stats: EngineStats) -> None:
+        """Hear what the engine is doing, as `Child.ask_stats` asked."""
+
     def on_end(self, child: Child) -> None:
         """Hear that the child has ended."""
 
@@ -125,6 +128,10 @@ class Child:
         if ticket.number in self.tickets:
             self._write(pickle.dumps(("cancel", ticket.number)))
 
+    def ask_stats(self, number: int) -> None:
+        """Ask what the engine is doing; the answer goes to `Listener.on_stats`."""
+        self._write(pickle.dumps(("stats", number)))
+
     def _read(self) -> None:
         try:
             for frame in wire.read_frames(self._outbox):
@@ -136,6 +143,8 @@ class Child:
         self._listener.on_end(self)
 
     def _take(self, kind: str, *values: Any) -> None:
+        if self.failure is not None:
+            return  # it is being killed; what it still had to say does not count
         if kind == "pieces":
             number, pieces = values
             self._hand_over(number, [wire.decode_piece(piece) for piece in pieces])
@@ -147,6 +156,8 @@ class Child:
             self._report(float(values[0]))
         elif kind == "ready":
             self._listener.on_ready(self, wire.decode_facts(values[0]))
+        elif kind == "stats":
+            self._listener.on_stats(values[0], EngineStats(*values[1]))
         elif kind == "failed":
             self.failure = wire.decode_error(values[0])
         else:

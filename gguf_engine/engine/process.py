@@ -19,15 +19,22 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from gguf_engine.engine.engine import EngineFacts
+from gguf_engine.engine.engine import EngineFacts, EngineStats
 from gguf_engine.engine.link import Child, Ticket
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver
-from gguf_engine.errors import EngineClosedError, EngineCrashed, GGUFEngineError, OptionError
+from gguf_engine.engine.worker import receive
+from gguf_engine.errors import (
+    EngineClosedError,
+    EngineCrashed,
+    EngineSilentError,
+    GGUFEngineError,
+    OptionError,
+)
 from gguf_engine.text.pieces import PieceTable
 
 if TYPE_CHECKING:
-    from gguf_engine.backend.base import Backend
+    from gguf_engine.engine.engine import Engine
     from gguf_engine.text.tokenizer import Tokenizer
 
 BACK_OFF_S = 0.25
@@ -42,11 +49,11 @@ class ProcessWorker:
     Runs one engine in a child process.
 
     Args:
-        make_backend: Makes the backend, there; a class or function that can be imported, or a `partial`
-            of one.
+        make_engine: Makes the engine, there; its backend is a class or function that can be imported, or
+            a `partial` of one.
         vocabulary: What the ids stand for.
         end_candidates: Ids that may end a generation.
-        on_load: Called with 0..1 while the model loads; `make_backend` is then given a progress callback.
+        on_load: Called with 0..1 while the model loads; `make_engine` is then given a progress callback.
         on_killed: Told why when the file, as far as can be known, kills whoever loads it.
 
     Raises:
@@ -55,7 +62,7 @@ class ProcessWorker:
 
     def __init__(
         self,
-        make_backend: Callable[..., Backend],
+        make_engine: Callable[..., Engine],
         vocabulary: Tokenizer | PieceTable,
         *,
         end_candidates: Iterable[int] = (),
@@ -66,23 +73,26 @@ class ProcessWorker:
             raise OptionError("isolation", "process", "'thread' in a program without a Python interpreter")
         table = vocabulary if isinstance(vocabulary, PieceTable) else vocabulary.table() or vocabulary
         try:
-            self._setup = pickle.dumps((make_backend, table, tuple(end_candidates), on_load is not None))
+            self._setup = pickle.dumps((make_engine, table, tuple(end_candidates), on_load is not None))
         except Exception as error:
             raise OptionError(
-                "make_backend", make_backend, "what can be pickled, with isolation='process'", str(error)
+                "make_backend", make_engine, "what can be pickled, with isolation='process'", str(error)
             ) from error
         self.on_load = on_load or (lambda _: None)
         self._on_killed = on_killed
         self._pid = os.getpid()
         self._is_closed = False
         self._numbers = itertools.count()
+        self._asked: dict[int, queue.SimpleQueue[EngineStats | BaseException]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
         # The manager's own, from here on.
         self._facts: EngineFacts | None = None
         self._child: Child | None = None
         self._waiting: list[Ticket] = []
-        self._n_crashes = 0
+        self._is_wanted = False  # somebody asked how an engine is that is not there
+        self._n_crashes = 0  # in a row
+        self._n_crashed = 0  # in all
         self._start_at = 0.0
         self._given_up: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="gguf-engine-manager", daemon=True)
@@ -100,7 +110,7 @@ class ProcessWorker:
             EngineCrashed: The child died.
             GGUFEngineError: Whatever the backend raised there.
         """
-        answer = self._ready.get()
+        answer = receive(self._ready)
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -139,6 +149,45 @@ class ProcessWorker:
         if not self._is_closed and os.getpid() == self._pid:
             self._inbox.put(lambda: self._cancel(ticket))
 
+    def stats(self, timeout_s: float) -> EngineStats:
+        """
+        Return what the engine is doing now; after a crash this starts it again.
+
+        Raises:
+            EngineSilentError: No answer within `timeout_s`: it may be loading.
+            EngineCrashed: It is not started again.
+            EngineClosedError: After `close`, or in a forked child.
+        """
+        self.check_process()
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed; load the model again")
+        answer: queue.SimpleQueue[EngineStats | BaseException] = queue.SimpleQueue()
+        number = next(self._numbers)
+        self._asked[number] = answer
+        self._inbox.put(lambda: self._ask(number))
+        try:
+            stats = answer.get(timeout=timeout_s)
+        except queue.Empty:
+            raise EngineSilentError(timeout_s) from None
+        finally:
+            self._asked.pop(number, None)
+        if isinstance(stats, BaseException):
+            raise stats
+        return stats._replace(n_crashes=self._n_crashed)
+
+    def _ask(self, number: int) -> None:
+        if self._given_up is not None and (answer := self._asked.get(number)) is not None:
+            answer.put(copy.copy(self._given_up))
+        elif self._child is not None and self._child.is_ready:
+            self._child.ask_stats(number)
+        else:
+            self._is_wanted = True
+
+    def on_stats(self, number: int, stats: EngineStats) -> None:
+        """See Listener."""
+        if (answer := self._asked.get(number)) is not None:
+            answer.put(stats)
+
     def check_process(self) -> None:
         """
         Refuse use in a forked child.
@@ -149,7 +198,7 @@ class ProcessWorker:
         if os.getpid() != self._pid:
             raise EngineClosedError(
                 f"this engine was loaded by process {self._pid} and cannot be used in its forked "
-                f"child {os.getpid()}; load a model in the child"
+                f"child {os.getpid()}; start the child afresh (multiprocessing's 'spawn') and load there"
             )
 
     def close(self) -> None:
@@ -198,6 +247,7 @@ class ProcessWorker:
         if child.n_finished:
             self._n_crashes = 0
         self._n_crashes += 1
+        self._n_crashed += 1
         if child.is_own_fault and (loading or self._n_crashes >= MAX_CRASHES):
             self._given_up = error
             self._on_killed(str(error))
@@ -238,7 +288,7 @@ class ProcessWorker:
         try:
             self._start()
             while self._handle():
-                if self._waiting and self._child is None and time.monotonic() >= self._start_at:
+                if self._wants_child and time.monotonic() >= self._start_at:
                     self._start()
         except BaseException as error:  # noqa: BLE001 - no child could be started: told to who waits
             self._is_closed = True
@@ -246,13 +296,19 @@ class ProcessWorker:
             self._fail_waiting(error)
         self._end()
 
+    @property
+    def _wants_child(self) -> bool:
+        wanted = bool(self._waiting) or (self._is_wanted and self._given_up is None)
+        return wanted and self._child is None
+
     def _start(self) -> None:
+        self._is_wanted = False
         self._child = Child(self._setup, self)
 
     def _handle(self) -> bool:
         """Do the next message, or wait until a child is to be started; False when it says to end."""
         wait_s = None
-        if self._waiting and self._child is None:
+        if self._wants_child:
             wait_s = max(0.0, self._start_at - time.monotonic())
         try:
             message = self._inbox.get(timeout=wait_s)

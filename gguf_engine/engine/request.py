@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gguf_engine.engine.sequence import Deliver, Sequence
-from gguf_engine.params import SamplingParams
+from gguf_engine.params import MAX_SEED, SamplingParams, check_count
 from gguf_engine.sampling.sampler import prepare
 from gguf_engine.text.detokenizer import Detokenizer
 from gguf_engine.text.stops import StopMatcher
@@ -32,6 +32,8 @@ class Request:
         continues: The answer goes on from a text, so the space before its first word is kept.
         constraint: Which ids may come next; None allows all.
         proposer: Guesses at the next ids; None for one id a pass.
+        priority: Requests of a higher one come first.
+        n_keep: So many first ids are a prefix that others will have too; 0 for none.
     """
 
     prompt_ids: array[int]
@@ -42,6 +44,18 @@ class Request:
     continues: bool = False
     constraint: Constraint | None = None
     proposer: Proposer | None = None
+    priority: int = 0
+    n_keep: int = 0
+
+    def repeated(self, n: int) -> list[Request]:
+        """
+        Return `n` requests for the same prompt, the seed counted up.
+
+        Raises:
+            OptionError: `n` is no integer in 1..256.
+        """
+        check_count(n)
+        return [replace(self, seed=(self.seed + i) % (MAX_SEED + 1)) for i in range(n)]
 
     def sequence(self, vocabulary: Tokenizer | PieceTable, deliver: Deliver) -> Sequence:
         """
@@ -62,4 +76,6 @@ class Request:
             deliver=deliver,
             constraint=self.constraint,
             proposer=self.proposer,
+            priority=self.priority,
+            n_keep=self.n_keep,
         )

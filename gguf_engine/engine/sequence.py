@@ -46,6 +46,8 @@ class Sequence:
         deliver: Takes its pieces, some at a time.
         constraint: Which ids may come next; None allows all.
         proposer: Guesses at the next ids, verified against the model; None for one id a pass.
+        priority: Requests of a higher one come first; see Scheduler.
+        n_keep: The state of so many first ids is to be kept on disk once they are computed.
     """
 
     __slots__ = (
@@ -57,14 +59,21 @@ class Sequence:
         "end_ids",
         "finished_at",
         "first_token_at",
+        "is_restoring",
+        "is_unwanted",
+        "leader",
         "n_accepted",
         "n_cached",
+        "n_common",
         "n_drafted",
+        "n_keep",
         "n_prefilled",
         "options",
         "params",
+        "priority",
         "prompt_ids",
         "proposer",
+        "rank",
         "seed",
         "slot",
         "started_at",
@@ -86,6 +95,8 @@ class Sequence:
         deliver: Deliver,
         constraint: Constraint | None = None,
         proposer: Proposer | None = None,
+        priority: int = 0,
+        n_keep: int = 0,
     ) -> None:
         self.prompt_ids = prompt_ids
         self.token_ids = array("i")
@@ -94,7 +105,14 @@ class Sequence:
         self.end_ids = frozenset() if params.ignore_eos else end_ids
         self.deliver = deliver
         self.constraint, self.proposer = constraint, proposer
+        self.priority = priority
+        self.rank = (0, 0)
         self.slot: int | None = None
+        self.leader: Sequence | None = None
+        self.n_common = 0  # ids that the leader computes for both
+        self.n_keep = n_keep
+        self.is_restoring = False  # its kept prefix is being read
+        self.is_unwanted = False  # somebody has asked for its end, from any thread
         self.n_cached = self.n_prefilled = self.n_drafted = self.n_accepted = 0
         self._pieces: list[Piece] = []  # made, not handed over yet
         self._handed_over_at = 0.0

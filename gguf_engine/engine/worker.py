@@ -7,15 +7,17 @@ delivers. The thread sleeps when there is nothing to do.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from gguf_engine.engine.engine import Engine, EngineFacts
+from gguf_engine.engine.engine import Engine, EngineFacts, EngineStats
 from gguf_engine.engine.sequence import Deliver, Sequence
-from gguf_engine.errors import EngineClosedError
+from gguf_engine.errors import EngineClosedError, EngineSilentError
 
 if TYPE_CHECKING:
     from gguf_engine.engine.request import Request
@@ -24,6 +26,20 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _Message = Callable[[Engine], None]
+
+# llama.cpp sees that a load is to end between two tensors, and not while it makes the context, which takes
+# seconds for a large one. Whoever pressed Ctrl-C does not wait for that.
+ABORT_LOAD_S = 0.2
+
+# A signal that comes a moment before a wait begins does not end the wait: cut up, it cannot be overlooked.
+PULSE_S = 0.1
+
+
+def receive(source: queue.SimpleQueue[_T]) -> _T:
+    """Wait for what a queue brings, and for Ctrl-C."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return source.get(timeout=PULSE_S)
 
 
 class Worker(Protocol):
@@ -40,6 +56,9 @@ class Worker(Protocol):
 
     def cancel(self, ticket: Any) -> None:
         """End a request; its last piece says "cancelled". Fine at any time, from any thread."""
+
+    def stats(self, timeout_s: float) -> EngineStats:
+        """Return what the engine is doing now. Raises EngineSilentError when it does not answer in time."""
 
     def check_process(self) -> None:
         """Refuse use in a forked child."""
@@ -69,15 +88,16 @@ class EngineWorker:
     ) -> None:
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._pid = os.getpid()
-        self._is_closed = False
+        self._is_closed, self._is_loading = False, True
         self._make_engine: Callable[[], Engine] | None = make_engine
         self._vocabulary, self._end_candidates = vocabulary, end_candidates
         self._abort = abort_making
         self._abort_prompt: Callable[[Sequence], None] = lambda _: None
         self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="gguf-engine", daemon=True)
+        thread = threading.Thread(target=self._run, name="gguf-engine", daemon=True)
+        self._thread: threading.Thread | None = thread
         try:
-            self._thread.start()
+            thread.start()
         except BaseException:  # a Ctrl-C while the thread comes up
             self.close()
             raise
@@ -89,7 +109,7 @@ class EngineWorker:
         Raises:
             Exception: Whatever it raised.
         """
-        answer = self._ready.get()
+        answer = receive(self._ready)
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -115,8 +135,27 @@ class EngineWorker:
         self._inbox.put(lambda engine: engine.cancel(sequence))
         self._abort_prompt(sequence)
 
-    def call(self, function: Callable[[Engine], _T]) -> _T:
-        """Run a function on the engine's thread, between two passes, and return its result."""
+    def stats(self, timeout_s: float) -> EngineStats:
+        """
+        Return what the engine is doing now, from its own thread.
+
+        Raises:
+            EngineSilentError: No answer within `timeout_s`.
+            EngineClosedError: After `close`, or in a forked child.
+        """
+        return self.call(Engine.stats, timeout_s)
+
+    def post(self, function: Callable[[Engine], None]) -> None:
+        """Run a function on the engine's thread, between two passes, some time."""
+        self._send(function)
+
+    def call(self, function: Callable[[Engine], _T], timeout_s: float | None = None) -> _T:
+        """
+        Run a function on the engine's thread, between two passes, and return its result.
+
+        Raises:
+            EngineSilentError: It took longer than `timeout_s`.
+        """
         # Not a Future, whose lock a signal handler that closes the engine would wait for in vain.
         answer: queue.SimpleQueue[tuple[_T] | Exception] = queue.SimpleQueue()
 
@@ -127,7 +166,11 @@ class EngineWorker:
                 answer.put(error)
 
         self._send(message)
-        answered = answer.get()
+        try:
+            answered = receive(answer) if timeout_s is None else answer.get(timeout=timeout_s)
+        except queue.Empty:
+            assert timeout_s is not None
+            raise EngineSilentError(timeout_s) from None
         if isinstance(answered, Exception):
             raise answered
         return answered[0]
@@ -142,7 +185,7 @@ class EngineWorker:
         if os.getpid() != self._pid:
             raise EngineClosedError(
                 f"this engine was loaded by process {self._pid} and cannot be used in its forked "
-                f"child {os.getpid()}; load a model in the child"
+                f"child {os.getpid()}; start the child afresh (multiprocessing's 'spawn') and load there"
             )
 
     def _send(self, message: _Message) -> None:
@@ -161,8 +204,16 @@ class EngineWorker:
         self._is_closed = True
         self._inbox.put(None)
         self._abort()
-        if self._thread.ident is not None and threading.current_thread() is not self._thread:
-            self._thread.join()
+        thread = self._thread
+        if thread is None or thread.ident is None or threading.current_thread() is thread:
+            return
+        thread.join(ABORT_LOAD_S if self._is_loading else None)
+        if thread.is_alive():
+            atexit.register(thread.join)  # it frees what it has loaded, and ends
+        else:
+            # Here, not together with all that a model holds, which takes a while: after it the first Python
+            # to run would be a callback on the end of a thread, and there a Ctrl-C is lost.
+            self._thread = None
 
     def _run(self) -> None:
         make_engine, self._make_engine = self._make_engine, None
@@ -174,6 +225,7 @@ class EngineWorker:
         except BaseException as error:  # noqa: BLE001 - handed to wait_until_ready
             self._ready.put(error)
             return
+        self._is_loading = False
         del make_engine  # it may hold whoever holds this worker
         self._ready.put(facts)
         try:

@@ -1,40 +1,21 @@
-"""Hyper-parameters of a GGUF header, checked, and the tensors they imply: families with full rules."""
+"""Hyper-parameters of a GGUF header, checked, and the tensors they imply for a family with full rules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+import math
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
+from gguf_engine.loader.families import FAMILIES, Family, Rule
 from gguf_engine.loader.gguf import GGUFFile
-from gguf_engine.loader.keys import Keys
+from gguf_engine.loader.keys import Keys, shown
 
-MAX_LAYERS = 512
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HyperParameters:
-    """
-    What the keys of an architecture say. Tuples have one value a layer.
-
-    Attributes:
-        n_embd: Width of the residual stream.
-        n_head: Attention heads.
-        n_head_kv: Key and value heads; each divides n_head.
-        n_ff: Width of the feed-forward layer, of one expert if there are experts.
-        n_expert: 0 for a dense model.
-        head_size: Width of a head.
-        n_rot: Numbers of a head that the rotary embedding turns; even.
-    """
-
-    n_embd: int
-    n_vocab: int
-    n_head: tuple[int, ...]
-    n_head_kv: tuple[int, ...]
-    n_ff: tuple[int, ...]
-    n_expert: int
-    head_size: int
-    n_rot: int
+# Below, llama.cpp's batch is smaller than the slots it has to serve at once, and it aborts.
+_MIN_POSITIONS, _MAX_POSITIONS = 8, 2**31 - 1
+_MAX_WINDOW = 2**24  # llama.cpp multiplies it by the number of sequences, in 32 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,135 +27,176 @@ class Expected:
     required: bool = True
 
 
-def read_hyperparameters(gguf: GGUFFile, arch: str, n_vocab: int) -> HyperParameters:
+def check_common(gguf: GGUFFile, arch: str) -> None:
     """
-    Return the hyper-parameters of a family with full rules.
+    Check what llama.cpp asserts or divides by for every architecture.
 
     Raises:
         ModelFileError: A key is missing, of the wrong type or out of range; code "hyperparameter".
     """
-    keys = Keys(gguf, "hyperparameter")
-    n_layer = keys.integer(f"{arch}.block_count", 1, MAX_LAYERS)
-    keys.integer(f"{arch}.context_length", 1, 2**31 - 1)
-    n_embd = keys.integer(f"{arch}.embedding_length", 1, 2**20)
-    n_ff = keys.per_layer(f"{arch}.feed_forward_length", n_layer, 2**24, None)
-    n_head = keys.per_layer(f"{arch}.attention.head_count", n_layer, 2**16, None)
-    head_size = _head_size(keys, arch, n_embd, n_head[0])
-    n_head_kv = keys.per_layer(f"{arch}.attention.head_count_kv", n_layer, 2**16, n_head)
-    for layer, (heads, heads_kv) in enumerate(zip(n_head, n_head_kv, strict=True)):
-        if heads % heads_kv:
-            keys.fail(
-                f"{arch}.attention.head_count_kv",
-                f"is {heads_kv} in layer {layer}, which does not divide the {heads} heads",
-            )
-    n_rot = _rotary(keys, arch, head_size)
-    keys.real(f"{arch}.attention.layer_norm_rms_epsilon", "between 0 and 1", lambda x: 0 < x < 1, None)
-    return HyperParameters(
-        n_embd=n_embd,
-        n_vocab=n_vocab,
-        n_head=n_head,
-        n_head_kv=n_head_kv,
-        n_ff=n_ff,
-        n_expert=_experts(keys, arch),
-        head_size=head_size,
-        n_rot=n_rot,
-    )
-
-
-def _head_size(keys: Keys, arch: str, n_embd: int, n_head: int) -> int:
-    key, value = f"{arch}.attention.key_length", f"{arch}.attention.value_length"
-    if key not in keys.gguf.metadata and n_embd % n_head:
-        heads = f"{arch}.attention.head_count"
-        keys.fail(heads, f"is {n_head}, which does not divide the embedding of {n_embd}")
-    head_size = keys.integer(key, 1, 2**16, default=n_embd // n_head)
-    if keys.integer(value, 1, 2**16, default=n_embd // n_head) != head_size:
-        keys.fail(value, f"differs from the key length of {head_size}")
-    return head_size
-
-
-def _rotary(keys: Keys, arch: str, head_size: int) -> int:
-    key = f"{arch}.rope.dimension_count"
-    n_rot = keys.integer(key, 2, head_size, default=head_size)
-    if n_rot % 2:
-        keys.fail(key, f"is {n_rot}; allowed: an even number")
-    if arch == "llama" and n_rot != head_size:
-        keys.fail(key, f"is {n_rot}; this architecture needs the head size, {head_size}")
-    keys.real(f"{arch}.rope.freq_base", "finite and above 0", lambda x: x > 0, 10000.0)
-    keys.real(f"{arch}.rope.scaling.factor", "finite and at least 0", lambda x: x >= 0, 1.0)
-    keys.integer(f"{arch}.rope.scaling.original_context_length", 1, 2**31 - 1, default=1)
-    scaling = keys.typed(f"{arch}.rope.scaling.type", ("string",))
+    keys = Keys(gguf, "hyperparameter", prefix=f"{arch}.")
+    for key, value in gguf.metadata.items():
+        if key.startswith(keys.prefix) and isinstance(value, float) and not math.isfinite(value):
+            keys.fail(key, f"is {value}; allowed: finite numbers")
+    n_layer = keys.integer("block_count", 1, MAX_LAYERS)
+    keys.integer("context_length", _MIN_POSITIONS, _MAX_POSITIONS)
+    keys.integer("embedding_length", 1, 2**20)
+    keys.integer("nextn_predict_layers", 0, n_layer - 1, default=0)
+    for name in ("feed_forward_length", "attention.head_count", "attention.head_count_kv"):
+        keys.per_layer(name, n_layer, 0, 2**24, default=0)
+    scaling = keys.typed("rope.scaling.type", ("string",))
     if scaling is not None and scaling not in ROPE_SCALINGS:
-        keys.fail(f"{arch}.rope.scaling.type", f"is {scaling!r}; allowed: {', '.join(ROPE_SCALINGS)}")
+        keys.fail("rope.scaling.type", f"is {shown(scaling)}; allowed: {', '.join(ROPE_SCALINGS)}")
+    _check_experts(keys, n_layer)
+
+
+def _check_experts(keys: Keys, n_layer: int) -> None:
+    n_expert = keys.integer("expert_count", 0, MAX_EXPERTS, default=0)
+    n_used = max(keys.per_layer("expert_used_count", n_layer, 0, MAX_EXPERTS, default=0))
+    if n_used > n_expert or (n_used == 0) != (n_expert == 0):
+        keys.fail("expert_used_count", f"is {n_used} of {n_expert} experts")
+    n_groups = keys.integer("expert_group_count", 0, max(0, n_expert - 1), default=0)
+    if n_groups > 1:
+        if n_expert % n_groups:
+            keys.fail("expert_group_count", f"is {n_groups}, which does not divide {n_expert} experts")
+        keys.integer("expert_group_used_count", 1, n_groups - 1)
+
+
+def expected_tensors(gguf: GGUFFile, arch: str, n_vocab: int, names: Container[str]) -> Iterator[Expected]:
+    """
+    Yield the tensors of a model of a family with full rules; its keys are checked before the first.
+
+    Args:
+        gguf: The header; of a split model that of the first part.
+        arch: The family, one of `FAMILIES`.
+        n_vocab: Tokens in its vocabulary.
+        names: Of its tensors: attention inputs may be one matrix or three.
+
+    Raises:
+        ModelFileError: A key is missing, of the wrong type or out of range; code "hyperparameter".
+    """
+    family = FAMILIES[arch]
+    keys = Keys(gguf, "hyperparameter", prefix=f"{arch}.")
+    sizes = _sizes(keys, family) | {"vocab": n_vocab}
+    ffn = family.experts if sizes["expert"] else family.dense
+    yield from (_sized(rule, "", sizes) for rule in family.around)
+    for layer in range(keys.integer("block_count", 1, MAX_LAYERS)):
+        at = f"blk.{layer}."
+        rules = family.layer + ffn
+        if family.attention == "any":
+            has_three = any(f"{at}attn_{name}.weight" in names for name in "qkv")
+            rules += _THREE if has_three and f"{at}attn_qkv.weight" not in names else _ONE
+        yield from (_sized(rule, at, sizes) for rule in rules)
+
+
+# Queries, keys and values: llama.cpp takes one matrix or three, and three biases beside one matrix.
+_BIASES = (
+    Rule("attn_q.bias", ("q",), required=False),
+    Rule("attn_k.bias", ("kv",), required=False),
+    Rule("attn_v.bias", ("kv",), required=False),
+)
+_ONE = (
+    Rule("attn_qkv.weight", ("embd", "qkv")),
+    Rule("attn_qkv.bias", ("qkv",), required=False),
+    *_BIASES,
+)
+_THREE = (
+    Rule("attn_q.weight", ("embd", "q")),
+    Rule("attn_k.weight", ("embd", "kv")),
+    Rule("attn_v.weight", ("embd", "kv")),
+    *_BIASES,
+)
+
+
+def _sized(rule: Rule, at: str, sizes: dict[str, int]) -> Expected:
+    return Expected(at + rule.name, tuple(sizes[dim] for dim in rule.dims), rule.required)
+
+
+def _sizes(keys: Keys, family: Family) -> dict[str, int]:
+    """Return what the names of dimensions stand for, all but "vocab"."""
+    n_layer = keys.integer("block_count", 1, MAX_LAYERS)
+    n_embd = keys.integer("embedding_length", 1, 2**20)
+    n_head = keys.same_in_all("attention.head_count", n_layer, 2**16)
+    head = _head_size(keys, family, n_embd, n_head)
+    n_head_kv = keys.same_in_all("attention.head_count_kv", n_layer, 2**16, default=n_head)
+    if n_head % n_head_kv:
+        keys.fail("attention.head_count_kv", f"is {n_head_kv}, which does not divide the {n_head} heads")
+    n_ff = keys.same_in_all("feed_forward_length", n_layer, 2**24)
+    n_rot = _rotation(keys, family, head) if family.rotary else head
+    keys.real(f"attention.layer_norm_{'rms_' * (family.norm == 'rms')}epsilon", _EPSILON)
+    n_expert = keys.integer("expert_count", 0, MAX_EXPERTS if family.experts else 0, default=0)
+    keys.same_in_all("expert_used_count", n_layer, n_expert, default=n_expert, low=min(1, n_expert))
+    keys.integer("expert_group_count", 0, 1, default=0)
+    keys.integer("nextn_predict_layers", 0, 0, default=0)
+    keys.integer("embedding_length_out", n_embd, n_embd, default=n_embd)
+    if keys.typed("attention.causal", ("bool",)) is False:
+        keys.fail("attention.causal", "is false; a model that continues a text does not look ahead")
+    if family.window is not None:
+        _check_window(keys, family.window, n_layer, head, n_rot)
+    return {
+        "embd": n_embd,
+        "q": head * n_head,
+        "kv": head * n_head_kv,
+        "qkv": head * (n_head + 2 * n_head_kv),
+        "head": head,
+        "rot/2": n_rot // 2,
+        "ff": n_ff,
+        "2ff": 2 * n_ff,
+        "ctx": keys.integer("context_length", _MIN_POSITIONS, _MAX_POSITIONS),
+        "expert": n_expert,
+    }
+
+
+_EPSILON = (0.0, 1.0, "between 0 and 1")
+_BASE = (0.0, math.inf, "finite and above 0")
+
+
+def _head_size(keys: Keys, family: Family, n_embd: int, n_head: int) -> int:
+    whole, rest = divmod(n_embd, n_head)
+    is_named = f"{keys.prefix}attention.key_length" in keys.gguf.metadata
+    if rest and not (family.free_heads and is_named):
+        keys.fail("attention.head_count", f"is {n_head}, which does not divide the embedding of {n_embd}")
+    head = keys.integer("attention.key_length", 1, 2**16, default=whole)
+    if not family.free_heads and head != whole:
+        keys.fail("attention.key_length", f"is {head}; {n_embd} over {n_head} heads is {whole}")
+    value = keys.integer("attention.value_length", 1, 2**16, default=whole)
+    if value != head:
+        keys.fail("attention.value_length", f"is {value}; keys are {head} long, and values have to be")
+    return head
+
+
+def _rotation(keys: Keys, family: Family, head: int) -> int:
+    """Return how many numbers of a head the rotary embedding turns."""
+    if head % 2:
+        keys.fail("attention.key_length", f"a head of {head} numbers cannot be turned; allowed: even")
+    n_rot = keys.integer("rope.dimension_count", 2, head, default=head)
+    if n_rot % 2:
+        keys.fail("rope.dimension_count", f"is {n_rot}; allowed: an even number")
+    if family.whole_heads and n_rot != head:
+        keys.fail("rope.dimension_count", f"is {n_rot}; this architecture needs the head size, {head}")
+    keys.real("rope.freq_base", _BASE, default=10000.0)
+    for name in ("rope.scaling.factor", "rope.scale_linear"):
+        if keys.typed(name, ("f32",)) != 0:  # 0 is none
+            keys.real(name, (1e-4, 1e6, "0, or between 0.0001 and 1000000"), default=1.0)
+    keys.real("rope.scaling.attn_factor", _BASE, default=1.0)
+    keys.integer("rope.scaling.original_context_length", 1, _MAX_POSITIONS, default=1)
     return n_rot
 
 
-def _experts(keys: Keys, arch: str) -> int:
-    n_expert = keys.integer(f"{arch}.expert_count", 0, 512 if arch != "phi3" else 0, default=0)
-    key = f"{arch}.expert_used_count"
-    n_used = keys.integer(key, 0, 512, default=0)
-    if (n_used > 0) != (n_expert > 0) or n_used > n_expert:
-        keys.fail(key, f"is {n_used} of {n_expert} experts")
-    return n_expert
-
-
-def expected_phi3(hyper: HyperParameters, names: Container[str]) -> Iterator[Expected]:
-    """Yield the tensors of a Phi-3; gate and up are one matrix."""
-    yield from _around(hyper)
-    n_embd = hyper.n_embd
-    for factors in ("long", "short"):
-        yield Expected(f"rope_factors_{factors}.weight", (hyper.n_rot // 2,), required=False)
-    for layer, n_ff in enumerate(hyper.n_ff):
-        at = f"blk.{layer}"
-        yield Expected(f"{at}.attn_norm.weight", (n_embd,))
-        fused = f"{at}.attn_q.weight" not in names
-        yield from _attention_inputs(hyper, layer, n_embd, fused=fused)
-        yield Expected(f"{at}.attn_output.weight", (n_embd, n_embd))
-        yield Expected(f"{at}.ffn_norm.weight", (n_embd,))
-        yield Expected(f"{at}.ffn_down.weight", (n_ff, n_embd))
-        yield Expected(f"{at}.ffn_up.weight", (n_embd, 2 * n_ff))
-
-
-def expected_llama(hyper: HyperParameters, names: Container[str]) -> Iterator[Expected]:
-    """Yield the tensors of a Llama, Mistral or Mixtral."""
-    yield from _around(hyper)
-    n_embd = hyper.n_embd
-    for factors in ("rope_freqs", "rope_factors_long", "rope_factors_short"):
-        yield Expected(f"{factors}.weight", (hyper.n_rot // 2,), required=False)
-    for layer, n_ff in enumerate(hyper.n_ff):
-        at = f"blk.{layer}"
-        width = hyper.head_size * hyper.n_head[layer]
-        yield Expected(f"{at}.attn_norm.weight", (n_embd,))
-        yield from _attention_inputs(hyper, layer, width, fused=f"{at}.attn_qkv.weight" in names)
-        yield Expected(f"{at}.attn_output.weight", (width, n_embd))
-        yield Expected(f"{at}.attn_output.bias", (n_embd,), required=False)
-        yield Expected(f"{at}.ffn_norm.weight", (n_embd,))
-        if not hyper.n_expert:
-            yield Expected(f"{at}.ffn_gate.weight", (n_embd, n_ff))
-            yield Expected(f"{at}.ffn_down.weight", (n_ff, n_embd))
-            yield Expected(f"{at}.ffn_up.weight", (n_embd, n_ff))
-            continue
-        yield Expected(f"{at}.ffn_gate_inp.weight", (n_embd, hyper.n_expert))
-        yield Expected(f"{at}.ffn_gate_exps.weight", (n_embd, n_ff, hyper.n_expert))
-        yield Expected(f"{at}.ffn_down_exps.weight", (n_ff, n_embd, hyper.n_expert))
-        yield Expected(f"{at}.ffn_up_exps.weight", (n_embd, n_ff, hyper.n_expert))
-
-
-def _attention_inputs(hyper: HyperParameters, layer: int, width: int, *, fused: bool) -> Iterator[Expected]:
-    """Yield queries, keys and values: llama.cpp takes one matrix or three."""
-    width_kv = hyper.head_size * hyper.n_head_kv[layer]
-    parts = [("qkv", width + 2 * width_kv)] if fused else [("q", width), ("k", width_kv), ("v", width_kv)]
-    for name, rows in parts:
-        yield Expected(f"blk.{layer}.attn_{name}.weight", (hyper.n_embd, rows))
-        yield Expected(f"blk.{layer}.attn_{name}.bias", (rows,), required=False)
-
-
-def _around(hyper: HyperParameters) -> Iterator[Expected]:
-    yield Expected("token_embd.weight", (hyper.n_embd, hyper.n_vocab))
-    yield Expected("output_norm.weight", (hyper.n_embd,))
-    yield Expected("output.weight", (hyper.n_embd, hyper.n_vocab), required=False)
-
-
-FULL_RULES: Mapping[str, Callable[[HyperParameters, Container[str]], Iterator[Expected]]] = {
-    "phi3": expected_phi3,
-    "llama": expected_llama,
-}
+def _check_window(keys: Keys, window: tuple[int, int], n_layer: int, head: int, n_rot: int) -> None:
+    """Check sliding windows, and that the layers that have one have heads like the others."""
+    least, default = window
+    size = keys.integer("attention.sliding_window", least, _MAX_WINDOW, default=default)
+    key = "attention.sliding_window_pattern"
+    pattern = keys.typed(key, ("u32", "array[bool]", "array[u32]", "array[i32]"))
+    if isinstance(pattern, tuple) and len(pattern) != n_layer:
+        keys.fail(key, f"has {len(pattern)} values for {n_layer} layers")
+    if size and (pattern == 1 or (isinstance(pattern, tuple) and not any(pattern))):
+        keys.fail(key, f"is {shown(pattern)}, so that no layer has the window of {size}")
+    keys.real("rope.freq_base_swa", _BASE, default=10000.0)
+    keys.real("attn_logit_softcapping", _BASE, default=50.0)
+    if keys.typed("final_logit_softcapping", ("f32",)) != 0:  # 0 is none
+        keys.real("final_logit_softcapping", _BASE, default=30.0)
+    for name, size in (("attention.key", head), ("attention.value", head)):
+        keys.integer(f"{name}_length_swa", size, size, default=size)
+    keys.integer("rope.dimension_count_swa", n_rot, n_rot, default=n_rot)

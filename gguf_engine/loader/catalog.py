@@ -17,7 +17,8 @@ WAYS = "a catalog name, org/repo:file.gguf, org/repo:file.gguf@revision, a .gguf
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
 _REPO = re.compile(rf"{_NAME}/{_NAME}")
 _REPO_SPEC = re.compile(r"(?P<repo>[^/:@]+/[^/:@]+)(?::(?P<file>[^:@]*))?(?:@(?P<revision>[^:@]*))?")
-_FILE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+,()=-]*")
+_FILE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+,()=-]{0,239}")  # what a disk allows, less our suffixes
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)", re.IGNORECASE)
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
@@ -146,6 +147,30 @@ def check_file(file: str) -> None:
     parts = file.split("/")
     if len(file) > 512 or not all(_FILE_PART.fullmatch(part) and ".." not in part for part in parts):
         raise OptionError("file", file, "a path inside the repository, such as model-q4.gguf")
+
+
+def part_names(file: str) -> tuple[str, ...]:
+    """
+    Return the names of all the parts of a split model, or the one name of another.
+
+    Raises:
+        OptionError: It names a part that is not the first.
+    """
+    match = _PART.fullmatch(file)
+    if match is None:
+        return (file,)
+    if int(match["number"]) != 1 or match["count"] == "00000":
+        raise OptionError("file", file, "the first part of a split model, such as ...-00001-of-00003.gguf")
+    return tuple(
+        f"{match['stem']}-{number:05d}-of-{match['count']}{match['end']}"
+        for number in range(1, int(match["count"]) + 1)
+    )
+
+
+def is_later_part(file: str) -> bool:
+    """Return whether a file is a part of a split model, and not its first."""
+    match = _PART.fullmatch(file)
+    return match is not None and int(match["number"]) != 1
 
 
 def check_revision(revision: str) -> None:

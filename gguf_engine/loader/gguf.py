@@ -20,9 +20,11 @@ from gguf_engine.errors import ModelFileError, ModelNotFoundError
 
 MAX_KEYS = 4096
 MAX_TENSORS = 65_536
-MAX_ELEMENTS = 2**21
+MAX_ELEMENTS = 2**21  # of all arrays together
 MAX_STRING = 2**20
-MAX_HEADER = 2**29
+MAX_HEADER = 2**26
+MAX_KEY = 256
+MAX_TRAILING = 2**26  # behind the last tensor; llama.cpp maps the whole file
 
 # Type id -> name, numbers a block, bytes a block. Source: GGML_QUANT_SIZES of gguf-py.
 TENSOR_TYPES = {
@@ -143,6 +145,7 @@ class _Reader:
         self.buffer = b""
         self.at = 0
         self.where = ""
+        self.n_elements = 0
 
     def fail(self, code: str, what: str, help_: str = "", *, where: str | None = None) -> NoReturn:
         raise ModelFileError(str(self.path), code, self.where if where is None else where, what, help_)
@@ -153,7 +156,7 @@ class _Reader:
         value_types: dict[str, str] = {}
         for index in range(n_keys):
             self.where = f"key {index}"
-            key = self.text("key", limit=65_535)
+            key = self.text("key", limit=MAX_KEY)
             self.where = key
             if key in metadata:
                 self.fail("duplicate_key", "appears twice")
@@ -201,6 +204,7 @@ class _Reader:
         return version, n_tensors, n_keys
 
     def fail_magic(self) -> NoReturn:
+        self.where = "byte 0"
         start = self.buffer[:32].lstrip().lower()
         if not self.size:
             self.fail("empty", "the file is empty", "download it again")
@@ -215,9 +219,7 @@ class _Reader:
             self.fail(
                 "magic", "this is a safetensors file", "convert it with llama.cpp's convert_hf_to_gguf.py"
             )
-        self.fail(
-            "magic", f"starts with {self.buffer[:4]!r}; a GGUF file starts with b'GGUF'", where="byte 0"
-        )
+        self.fail("magic", f"starts with {self.buffer[:4]!r}; a GGUF file starts with b'GGUF'")
 
     def grow(self, end: int) -> None:
         """Make the buffer reach `end`, or say that the file is too short."""
@@ -299,8 +301,10 @@ class _Reader:
         count = self.unpack("<Q", 8)
         if kind == _ARRAY:
             self.fail("nested_array", "an array of arrays; no model needs one and llama.cpp reads none")
-        if count > MAX_ELEMENTS:
-            self.fail("array_length", f"an array of {count} elements; at most {MAX_ELEMENTS} are read")
+        self.n_elements += count
+        if self.n_elements > MAX_ELEMENTS:
+            what = f"an array of {count} elements; at most {MAX_ELEMENTS} in all arrays are read"
+            self.fail("array_length", what)
         if kind == _STRING:
             return "array[string]", self.strings(count)
         if kind not in _NUMBERS:
@@ -311,7 +315,11 @@ class _Reader:
             self.grow(end)
         values: tuple[Any, ...] = struct.unpack_from(f"<{count}{code}", self.buffer, self.at)
         self.at = end
-        return f"array[{name}]", tuple(map(bool, values)) if kind == _BOOL else values
+        if kind == _BOOL:
+            if max(values, default=0) > 1:
+                self.fail("bool", f"a boolean holds {max(values)}; allowed: 0 or 1")
+            values = tuple(map(bool, values))
+        return f"array[{name}]", values
 
     def alignment(self, metadata: dict[str, Any], value_types: dict[str, str]) -> int:
         value = metadata.get("general.alignment", 32)
@@ -366,4 +374,8 @@ class _Reader:
                     "the download was cut short: fetch it again",
                 )
             expected += -(-row.n_bytes // alignment) * alignment
+        n_behind = self.size - data_offset - expected
+        if n_behind > MAX_TRAILING:
+            what = f"{n_behind} bytes follow the last tensor; at most {MAX_TRAILING} may"
+            self.fail("trailing_data", what, "download it again", where=f"byte {data_offset + expected}")
         return tuple(rows)

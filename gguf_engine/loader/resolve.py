@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gguf_engine.errors import ModelNotFoundError
-from gguf_engine.loader.catalog import ModelSpec, parse_model
+from gguf_engine.errors import HubError, ModelNotFoundError, OptionError
+from gguf_engine.loader.catalog import ModelSpec, is_later_part, parse_model, part_names
+
+if TYPE_CHECKING:
+    from gguf_engine.loader.lockfile import LockedFile, LockedModel
 
 Progress = Callable[[str, int, int | None], None]
-
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ def resolve_model(
     endpoint: str | None = None,
     token: str | None = None,
     offline: bool = False,
+    lock: str | Path | None = None,
     progress: Progress | None = None,
 ) -> ModelFiles:
     """
@@ -56,29 +58,121 @@ def resolve_model(
         endpoint: The hub; None is $HF_ENDPOINT or https://huggingface.co.
         token: For private and gated repositories; None is $HF_TOKEN or the saved login.
         offline: Open no connection; also with $HF_HUB_OFFLINE=1.
+        lock: A lock file; files that differ from what it names are refused. The bytes of local and
+            bundled models are hashed each time.
         progress: Called with file name, bytes so far and total bytes (None when unknown).
 
     Raises:
         ModelNotFoundError: No such name, file or folder.
-        OptionError: A repository, file, revision or endpoint that is not one.
+        OptionError: A repository, file, revision, endpoint or lock file that is not one; a model or
+            revision that the lock file does not name.
+        HubError: The download failed, or a file is not the locked one; `code` says how.
+    """
+    from gguf_engine.loader.lockfile import find_locked, read_lock
+
+    locked_models = None if lock is None else read_lock(lock)
+    place = parse_model(model, revision=revision)
+    if isinstance(place, Path):
+        files = _local(str(model), place)
+        if locked_models is not None:
+            _check_any(files, locked_models, str(lock))
+        return files
+    locked = None if locked_models is None else find_locked(locked_models, place, str(model), str(lock))
+    if place.bundled:
+        files = _bundled(place)
+        if locked is not None:
+            _check(files, locked)
+        return files
+    from gguf_engine.loader.hub import Hub
+
+    hub = Hub.open(cache_dir=cache_dir, endpoint=endpoint, token=token, offline=offline, progress=progress)
+    fetched = hub.fetch(place, locked)
+    return ModelFiles(
+        model=str(model),
+        weights=fetched.weights[0].path,
+        tokenizer=None if fetched.tokenizer is None else fetched.tokenizer.path,
+        revision=place.revision,
+        commit=fetched.weights[0].commit,
+    )
+
+
+def lock_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> LockedModel:
+    """
+    Return what a lock file says of a model; it is downloaded first if it is not here.
+
+    The arguments are those of `resolve_model`.
+
+    Raises:
+        OptionError: A local file, which has no repository and commit; and as `resolve_model`.
         HubError: The download failed; `code` says how.
     """
     place = parse_model(model, revision=revision)
     if isinstance(place, Path):
-        return _local(str(model), place)
+        raise OptionError(
+            "model", model, "a catalog name or org/repo:file@revision", "a local file has no commit to lock"
+        )
     if place.bundled:
-        return _bundled(place)
+        return _locked_bundle(place, _bundled(place))
     from gguf_engine.loader.hub import Hub
 
     hub = Hub.open(cache_dir=cache_dir, endpoint=endpoint, token=token, offline=offline, progress=progress)
-    fetched = hub.fetch(place)
-    return ModelFiles(
-        model=str(model),
-        weights=fetched.weights,
-        tokenizer=fetched.tokenizer,
-        revision=place.revision,
-        commit=fetched.commit,
+    return hub.fetch(place).locked(place)
+
+
+def _locked_bundle(spec: ModelSpec, files: ModelFiles) -> LockedModel:
+    from gguf_engine.loader.lockfile import LockedModel
+
+    return LockedModel(
+        name=spec.name,
+        revision="",
+        weights=(_locked_file(files.weights),),
+        tokenizer=None if files.tokenizer is None else _locked_file(files.tokenizer),
     )
+
+
+def _locked_file(path: Path) -> LockedFile:
+    from gguf_engine.loader.digest import digest_of
+    from gguf_engine.loader.lockfile import LockedFile
+
+    size, sha256 = path.stat().st_size, digest_of(path).sha256
+    return LockedFile(repo="", commit="", file=path.name, size=size, sha256=sha256)
+
+
+def _check(files: ModelFiles, locked: LockedModel) -> None:
+    """Refuse local files whose bytes are not the locked ones; their names may differ."""
+    names = part_names(files.weights.name)
+    paths = [files.weights.with_name(name) for name in names]
+    if files.tokenizer is not None:
+        paths.append(files.tokenizer)
+    if len(paths) != len(locked.files):
+        what = f"{files.model} is {len(paths)} files, {locked.name} in the lock file {len(locked.files)}"
+        raise HubError("integrity", what, "put the same files together, tokenizer.json beside the weights")
+    for path, pin in zip(paths, locked.files, strict=True):
+        if not path.is_file():
+            raise ModelNotFoundError(files.model, f"no such file: {path}", "put all its parts there")
+        found = _locked_file(path)
+        pin.check(found.size, found.sha256, str(path))
+
+
+def _check_any(files: ModelFiles, models: Sequence[LockedModel], lock: str) -> None:
+    """Refuse a local model whose bytes are none of the locked ones."""
+    weights = _locked_file(files.weights)
+    for locked in models:
+        if locked.weights[0].sha256 == weights.sha256:
+            _check(files, locked)
+            return
+    names = ", ".join(model.name for model in models)
+    what = f"{files.weights} has the sha256 {weights.sha256}, which {lock} does not name for {names}"
+    raise HubError("integrity", what, "use the file that was locked, or no --lock")
 
 
 def _bundled(spec: ModelSpec) -> ModelFiles:
@@ -101,9 +195,7 @@ def _local(model: str, path: Path) -> ModelFiles:
 
 def _only_model_in(model: str, folder: Path) -> Path:
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
-    later_parts = [
-        path for path in found if (match := _PART.fullmatch(path.name)) and int(match["number"]) > 1
-    ]
+    later_parts = [path for path in found if is_later_part(path.name)]
     models = [path for path in found if path not in later_parts]
     if len(models) == 1:
         return models[0]

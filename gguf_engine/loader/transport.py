@@ -10,18 +10,34 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from gguf_engine.errors import HubError
-from gguf_engine.loader.hubcache import ETAG
+from gguf_engine.loader.deadline import Deadline
+from gguf_engine.loader.digest import ETAG
 
 MAX_REDIRECTS = 5
 MAX_JSON_BYTES = 2**24
 
 LOGIN = "set HF_TOKEN to a token that may read it, or run `hf auth login`"
+
+# What the hub itself calls a refusal, or else its status → our code, and what helps.
+_BY_NAME = {
+    "GatedRepo": ("gated", f"accept the terms on its page, then {LOGIN}"),
+    "RevisionNotFound": ("revision", "name a branch, tag or commit that exists"),
+    "EntryNotFound": ("not_found", "check the file name"),
+    "RepoNotFound": ("not_found", f"check the repository name; if it is private, {LOGIN}"),
+}
+_BY_STATUS = {
+    **dict.fromkeys((401, 403), ("auth", LOGIN)),
+    **dict.fromkeys((404, 410), ("not_found", "check the names of repository and file")),
+    **dict.fromkeys((429, 503), ("busy", "try again in a minute")),
+    **dict.fromkeys((408, 504), ("timeout", "try again in a minute")),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +47,11 @@ class RemoteFile:
     etag: str
     size: int
     commit: str | None
+
+    @property
+    def sha256(self) -> str | None:
+        """Return the sha256, where that is the hash the hub names the file by."""
+        return self.etag if len(self.etag) == 64 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,19 +63,21 @@ class Transport:
         endpoint: Such as "https://huggingface.co".
         token: Sent to the endpoint's host only.
         timeout_s: For connecting and for each wait for bytes.
+        deadline: When every request must have ended.
         allow_http: Unencrypted connections to other machines are allowed.
     """
 
     endpoint: str
     token: str | None = field(default=None, repr=False)
     timeout_s: float = 15.0
+    deadline: Deadline = field(default_factory=lambda: Deadline(math.inf))
     allow_http: bool = False
 
     def json(self, path: str) -> Any:
         """Return the JSON at a path of the endpoint."""
         with self._exchange("GET", f"{self.endpoint}/{path}") as response:
-            _check_status(response, path)
-            body = b""
+            self._check_status(response, path)
+            body = bytearray()
             for chunk in self.chunks(response):
                 body += chunk
                 if len(body) > MAX_JSON_BYTES:
@@ -73,7 +96,7 @@ class Transport:
     def head(self, path: str) -> RemoteFile:
         """Return what the hub says of the file at a path."""
         with self._exchange("HEAD", f"{self.endpoint}/{path}", leave_host=False) as response:
-            _check_status(response, path)
+            self._check_status(response, path)
             headers = response.headers
         etag = (headers.get("x-linked-etag") or headers.get("etag") or "").removeprefix("W/").strip('"')
         if not ETAG.fullmatch(etag):
@@ -94,36 +117,45 @@ class Transport:
         Args:
             path: At the endpoint.
             start: First byte wanted; the answer may begin at 0 all the same.
-            validator: The ETag of the answer that the bytes before `start` came from.
+            validator: The strong ETag of the answer that the bytes before `start` came from, or "".
         """
         headers = {"range": f"bytes={start}-"} if start else {}
-        if start and validator and not validator.startswith("W/"):
+        if start and validator:
             headers["if-range"] = validator
         with self._exchange("GET", f"{self.endpoint}/{path}", headers) as response:
-            _check_status(response, path)
-            if response.status_code != 206:
-                yield response, 0
+            is_part = response.status_code == 206
+            fits = not is_part or response.headers.get("content-range", "").startswith(f"bytes {start}-")
+            if fits and not (start and response.status_code == 416):
+                self._check_status(response, path)
+                yield response, start if is_part else 0
                 return
-            begins = response.headers.get("content-range", "").removeprefix("bytes ").split("-")[0]
-            if begins != str(start):
-                raise HubError(
-                    "network", f"{path}: asked for bytes from {start}, was sent bytes from {begins!r}"
-                )
-            yield response, start
+        if not start:
+            raise HubError("network", f"{path}: asked for all bytes, was sent a part", "try again")
+        with self.get(path) as whole:
+            yield whole
 
     def chunks(self, response: Any) -> Iterator[bytes]:
-        """Yield the body. Errors of the connection become `HubError`, those of the consumer do not."""
-        pieces = response.iter_bytes()  # as they arrive: a chunk size would hold bytes back and lose them
+        """
+        Yield the body as it was sent. Errors of the connection become `HubError`, others do not.
+
+        A compressed one is refused: none was asked for, and a few bytes could become gigabytes.
+        """
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding.lower() not in {"", "identity"}:
+            what = f"{self.endpoint} sent a body in the encoding {encoding[:80]!r}, which was not asked for"
+            raise HubError("network", what, "look for a proxy that alters what passes")
+        pieces = response.iter_raw()
         while True:
             with self._translated():
                 piece = next(pieces, None)
+            self.deadline.check()  # also at the end: a connection that was cut may look like one
             if piece is None:
                 return
             yield piece
 
     @contextlib.contextmanager
     def _exchange(
-        self, method: str, url: str, headers: Mapping[str, str] | None = None, *, leave_host: bool = True
+        self, method: str, url: str, headers: dict[str, str] | None = None, *, leave_host: bool = True
     ) -> Iterator[Any]:
         """
         Yield the answer to a request, after redirects.
@@ -133,22 +165,30 @@ class Transport:
         """
         from huggingface_hub import get_session
 
-        sent = {"user-agent": "gguf-engine", "accept-encoding": "identity", **(headers or {})}
+        # A connection of its own for each request: one from the pool could not be cut at the deadline.
+        sent = {"user-agent": "gguf-engine", "accept-encoding": "identity", "connection": "close"}
+        sent |= headers or {}
         if self.token:
             sent["authorization"] = f"Bearer {self.token}"
         for _ in range(MAX_REDIRECTS):
+            self.deadline.check()
             self._check_scheme(url)
             with contextlib.ExitStack() as stack:
+                trace = stack.enter_context(self.deadline.guard())
                 with self._translated():
                     response = stack.enter_context(
                         get_session().stream(
-                            method, url, headers=sent, timeout=self.timeout_s, follow_redirects=False
+                            method,
+                            url,
+                            headers=sent,
+                            timeout=self.timeout_s,
+                            follow_redirects=False,
+                            extensions={"trace": trace},
                         )
                     )
-                location = response.headers.get("location") if response.status_code // 100 == 3 else None
-                target = urljoin(url, location) if location else url
-                abroad = urlsplit(target).netloc != urlsplit(url).netloc
-                if location is None or (abroad and not leave_host):
+                target = _redirect_of(response, url)
+                abroad = target is not None and urlsplit(target).netloc != urlsplit(url).netloc
+                if target is None or (abroad and not leave_host):
                     yield response
                     return
             if abroad:
@@ -163,14 +203,23 @@ class Transport:
         what = f"refused to fetch from {parts.scheme}://{parts.netloc}, which is not encrypted"
         raise HubError("network", what, "use an https endpoint, or set GGUF_ENGINE_ALLOW_HTTP=1")
 
+    def _check_status(self, response: Any, path: str) -> None:
+        """Raise what a status of 400 or more means, by the hub's own error code where it sends one."""
+        status, host = response.status_code, urlsplit(str(response.url)).netloc
+        if status < 400:
+            return
+        if "x-error-code" not in response.headers and host != urlsplit(self.endpoint).netloc:
+            what = f"{path}: {host}, to which the hub redirects, answered {status}"
+            raise HubError("network", what, "try again: its link may have expired")
+        raise _refusal(response, path)
+
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         """Name the failures of a connection. Their classes differ between releases of huggingface_hub."""
         try:
             yield
-        except HubError:
-            raise
         except Exception as error:
+            self.deadline.check()
             names = {kind.__name__ for kind in type(error).__mro__}
             what = f"{self.endpoint}: {str(error).strip() or type(error).__name__}"
             if "OfflineModeIsEnabled" in names:
@@ -195,30 +244,26 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def _check_status(response: Any, path: str) -> None:
-    """Raise what a status of 400 or more means, by the hub's own error code where it sends one."""
+def _redirect_of(response: Any, url: str) -> str | None:
+    """Return where an answer sends us, None when it is the answer."""
+    location = response.headers.get("location") if response.status_code // 100 == 3 else None
+    if not location:
+        return None
+    try:
+        target = urljoin(url, str(location))
+        urlsplit(target)
+    except ValueError:
+        what = f"{url} redirects to {location[:200]!r}, which is no URL"
+        raise HubError("network", what, "check that HF_ENDPOINT is a hub") from None
+    return target
+
+
+def _refusal(response: Any, path: str) -> HubError:
     status = response.status_code
-    if status < 400:
-        return
     what = f"{path}: the hub answered {status}"
     reason = response.headers.get("x-error-message", "")[:200]
     if reason:
         what += f" ({reason})"
-    error = response.headers.get("x-error-code", "")
-    if error == "GatedRepo":
-        raise HubError("gated", what, f"accept the terms on its page, then {LOGIN}")
-    if error == "RevisionNotFound":
-        raise HubError("revision", what, "name a branch, tag or commit that exists")
-    if error == "EntryNotFound":
-        raise HubError("not_found", what, "check the file name")
-    if error == "RepoNotFound":
-        raise HubError("not_found", what, f"check the repository name; if it is private, {LOGIN}")
-    if status in {401, 403}:
-        raise HubError("auth", what, LOGIN)
-    if status in {404, 410}:
-        raise HubError("not_found", what, "check the names of repository and file")
-    if status in {429, 503}:
-        raise HubError("busy", what, "try again in a minute")
-    if status in {408, 504}:
-        raise HubError("timeout", what, "try again in a minute")
-    raise HubError("network", what, "try again later")
+    named = _BY_NAME.get(response.headers.get("x-error-code", ""))
+    code, help_ = named or _BY_STATUS.get(status, ("network", "try again later"))
+    return HubError(code, what, help_)

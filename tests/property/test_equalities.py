@@ -224,3 +224,75 @@ def test_a_second_turn_computes_only_what_is_new() -> None:
     # The last id of the first answer was drawn, never computed.
     assert second.completion.usage.n_cached == 29
     assert backend.n_tokens - before == 4
+
+
+class Exact(FakeBackend):
+    """Refuses nothing that was planned rightly, and compares the engine's account with its own cells."""
+
+    engine: Engine
+
+    def forward(self, batch: Batch) -> Rows:
+        kv = self.engine.kv_cache
+        cells = self._cells
+        used = {cell[0] for slot in cells for cell in slot}
+        live = {c[0] for s in self.engine.scheduler.running if s.slot is not None for c in cells[s.slot]}
+        assert kv.n_free_cells == self.n_cells - len(used)
+        assert kv.n_idle_cells == len(used - live)
+        try:
+            return super().forward(batch)
+        except OutOfCellsError:
+            raise AssertionError("the scheduler planned more than there is room for") from None
+
+
+@st.composite
+def related(draw: st.DrawFn) -> list[tuple[dict[str, Any], int]]:
+    """Requests that share beginnings of one stem, with priorities."""
+    stem = draw(st.lists(ids, min_size=16, max_size=50))
+    wanted = []
+    for _ in range(draw(st.integers(2, 7))):
+        options: dict[str, Any] = draw(requests)
+        n_stem = draw(st.integers(0, 50))
+        prompt_ids = (stem[:n_stem] + options["prompt_ids"])[: CTX - 1]
+        wanted.append(({**options, "prompt_ids": prompt_ids}, draw(st.integers(-3, 3))))
+    return wanted
+
+
+@settings(max_examples=150)
+@given(
+    wanted=related(),
+    sizes=st.fixed_dictionaries(
+        {
+            "n_slots": st.integers(1, 5),
+            "n_cells": st.integers(CTX, 3 * CTX),
+            "n_batch": st.sampled_from([8, 32]),
+        }
+    ),
+    preset=st.sampled_from([None, "latency", "throughput"]),
+    events=st.lists(st.sampled_from(["step", "step", "submit", "preempt", "keep", "cancel"]), max_size=40),
+)
+def test_requests_that_share_prompts_give_what_they_give_alone_whatever_happens(
+    wanted: list[tuple[dict[str, Any], int]], sizes: dict[str, int], preset: Any, events: list[str]
+) -> None:
+    backend = Exact(**machine(**sizes))
+    backend.engine = engine = Engine(backend, preset=preset)
+    together = [Request(engine, **options) for options, _ in wanted]
+    coming, cancelled = together[:], set()
+    for request, (_, priority) in zip(together, wanted, strict=True):
+        request.sequence.priority = priority
+    for event in [*events, *["submit"] * len(coming)]:
+        running = engine.scheduler.running
+        if event == "submit" and coming:
+            engine.submit(coming.pop(0).sequence)
+        elif event == "cancel" and len(running) > 1:
+            cancelled.add(running[0])  # whom the others may wait for
+            engine.cancel(running[0])
+        elif event in ("preempt", "keep") and running:
+            engine.scheduler.preempt_youngest(keep=event == "keep")
+        else:
+            engine.step()
+    finish(engine)
+    for (options, _), request in zip(wanted, together, strict=True):
+        if request.sequence not in cancelled:
+            assert request.completion.token_ids == alone(backend=machine(), **options).token_ids
+            assert request.completion.usage.n_cached <= len(options["prompt_ids"]) - 1
+    assert engine.kv_cache.n_idle_cells == backend.n_cells - engine.kv_cache.n_free_cells

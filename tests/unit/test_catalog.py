@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gguf_engine.errors import ModelNotFoundError, OptionError
-from gguf_engine.loader.catalog import CATALOG, ModelSpec, parse_model
+from gguf_engine.loader.catalog import CATALOG, ModelSpec, parse_model, part_names
 from gguf_engine.loader.resolve import resolve_model
 
 
@@ -137,3 +137,29 @@ def test_a_missing_file_is_answered_with_the_models_beside_it(tmp_path: Path) ->
 def test_what_has_no_revisions_takes_none(model: str) -> None:
     with pytest.raises(OptionError, match="revision is 'v1'; allowed: none"):
         resolve_model(model, revision="v1")
+
+
+def test_an_installation_without_its_model_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("gguf_engine.loader.resolve.resources.files", lambda package: tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"this installation lacks .* reinstall gguf-engine"):
+        resolve_model("haiku")
+
+
+def test_a_path_whose_folder_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="does not exist either"):
+        resolve_model(tmp_path / "none" / "x.gguf")
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00002.gguf", "a/B-00001-of-00001.GGUF", "plain.gguf"])
+def test_the_first_part_names_all_parts(name: str) -> None:
+    names = part_names(name)
+    assert names[0] == name
+    assert len(names) == (2 if "00002" in name else 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["m-00002-of-00002.gguf", "m-00000-of-00002.gguf", "m-00001-of-00000.gguf"]
+)
+def test_a_part_that_is_not_the_first_names_no_others(name: str) -> None:
+    with pytest.raises(OptionError, match="the first part"):
+        part_names(name)

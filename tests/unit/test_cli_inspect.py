@@ -101,3 +101,18 @@ def run_real(*args: str) -> tuple[int, str, str]:
         load = LLM.load
 
     return run_cli(*args, model=Real())  # type: ignore[arg-type]
+
+
+def test_a_file_that_would_be_refused_is_shown_first(tmp_path: Path) -> None:
+    from make_gguf import write_tiny_model
+    from test_preflight import put
+
+    path = write_tiny_model(tmp_path / "m.gguf", edit=put("phi3.attention.head_count_kv", 3))
+    for option in ((), ("--json",)):
+        code, out, err = run_cli("inspect", *option, str(path))
+        assert code == 3
+        assert "phi3.attention.head_count_kv" in out
+        assert err == (
+            f"gguf-engine: {path}: phi3.attention.head_count_kv: is 3, which does not divide the 4 heads "
+            "[hyperparameter]\n"
+        )

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 import pytest
+from cli_samples import FakeModel, run_cli
 
 from gguf_engine import EngineParams, OptionError, SamplingParams
 from gguf_engine.cli.app import make_command
@@ -124,7 +125,29 @@ def test_json_options_of_other_names_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "flag"), [("n_ctx", "--n-ctx"), ("use_mmap", "--mmap"), ("check", "--check"), ("prompt", None)]
+    ("name", "flag"),
+    [("n_ctx", "--n-ctx"), ("use_mmap", "--mmap"), ("preflight", "--preflight"), ("prompt", None)],
 )
 def test_a_field_knows_its_flag(name: str, flag: str | None) -> None:
     assert flag_of(name) == flag
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked"),
+    [
+        ([], {"repack": None, "lora": (), "devices": (), "tuned": True, "adapt_threads": "exact"}),
+        (["--repack"], {"repack": True}),
+        (["--no-repack", "--no-tuned"], {"repack": False, "tuned": False}),
+        (["--lora", "a.gguf", "--lora", "b.gguf=0.5"], {"lora": ("a.gguf", "b.gguf=0.5")}),
+        (
+            ["--devices", "cuda:0", "--devices", "cuda:1", "--split-mode", "row"],
+            {"devices": ("cuda:0", "cuda:1"), "split_mode": "row"},
+        ),
+    ],
+)
+def test_what_may_be_left_open_or_said_several_times_reaches_load(
+    typed: list[str], asked: dict[str, Any]
+) -> None:
+    model = FakeModel()
+    assert run_cli("run", "x", *typed, model=model).code == 0
+    assert {name: model.asked[name] for name in asked} == asked

@@ -9,23 +9,27 @@ from cli_samples import run_cli
 from fakehub import FakeHub, answer
 
 from gguf_engine.loader import hub as hub_module
-
-WEIGHTS = bytes(range(256)) * 40
+from gguf_engine.loader.download import Limits
 
 
 @pytest.fixture
-def hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    monkeypatch.setattr(hub_module, "RETRY_WAIT_S", 0.0)
-    fake_hub.add("org/repo", {"m.gguf": WEIGHTS})
+def weights(tiny_model: Path) -> bytes:
+    return tiny_model.read_bytes()
+
+
+@pytest.fixture
+def hub(fake_hub: FakeHub, weights: bytes, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    monkeypatch.setattr(hub_module, "LIMITS", Limits(retry_wait_s=0.0))
+    fake_hub.add("org/repo", {"m.gguf": weights})
     return fake_hub
 
 
-def test_stdout_is_the_path_and_nothing_else(hub: FakeHub, tmp_path: Path) -> None:
+def test_stdout_is_the_path_and_nothing_else(hub: FakeHub, weights: bytes, tmp_path: Path) -> None:
     args = ("pull", "org/repo:m.gguf", "--endpoint", hub.endpoint, "--cache-dir", str(tmp_path))
     code, out, err = run_cli(*args)
     path = Path(out.removesuffix("\n"))
     assert (code, err) == (0, "")
-    assert path.read_bytes() == WEIGHTS
+    assert path.read_bytes() == weights
     assert path.is_relative_to(tmp_path)
 
 
@@ -45,16 +49,16 @@ def test_what_is_here_is_found_offline(hub: FakeHub) -> None:
     assert len(hub.requests) == n_requests
 
 
-def test_a_token_opens_a_gated_repository(hub: FakeHub) -> None:
-    hub.add("org/gated", {"m.gguf": WEIGHTS}, gated=True)
+def test_a_token_opens_a_gated_repository(hub: FakeHub, weights: bytes) -> None:
+    hub.add("org/gated", {"m.gguf": weights}, gated=True)
     args = ("pull", "org/gated:m.gguf", "--endpoint", hub.endpoint)
     refused = run_cli(*args)
     assert (refused.code, refused.out) == (4, "")
     assert run_cli(*args, "--token", hub.token).code == 0
 
 
-def test_a_revision_is_asked_for(hub: FakeHub) -> None:
-    hub.add("org/repo", {"m.gguf": WEIGHTS}, revision="v1")
+def test_a_revision_is_asked_for(hub: FakeHub, weights: bytes) -> None:
+    hub.add("org/repo", {"m.gguf": weights}, revision="v1")
     args = ("pull", "org/repo:m.gguf", "--endpoint", hub.endpoint)
     assert run_cli(*args, "--revision", "v1").code == 0
     code, out, err = run_cli(*args, "--revision", "v2")
@@ -87,3 +91,12 @@ def test_a_name_that_is_none_is_refused(name: str, expected: int) -> None:
     code, out, err = run_cli("pull", name)
     assert (code, out) == (expected, "")
     assert err.count("\n") == 1
+
+
+def test_a_file_that_would_crash_llama_cpp_is_three_unless_told_otherwise(hub: FakeHub) -> None:
+    hub.add("org/page", {"m.gguf": b"<html>no model</html>"})
+    args = ("pull", "org/page", "--endpoint", hub.endpoint)
+    code, out, err = run_cli(*args)
+    assert (code, out) == (3, "")
+    assert "[magic]" in err
+    assert run_cli(*args, "--no-preflight").code == 0

@@ -75,14 +75,14 @@ def test_options_arrive_where_they_belong() -> None:
         "128",
         "--no-mmap",
         "--offline",
-        "--no-check",
+        "--no-preflight",
         "--device",
         "cpu",
     )
     assert run_cli("run", *args, "one", model=model).code == 0
     asked = model.asked
     assert (asked["model"], asked["n_ctx"], asked["use_mmap"]) == ("m.gguf", 128, False)
-    assert (asked["offline"], asked["check"], asked["device"]) == (True, False, "cpu")
+    assert (asked["offline"], asked["preflight"], asked["device"]) == (True, False, "cpu")
 
 
 def test_the_default_model_is_phi3_mini() -> None:

@@ -165,7 +165,8 @@ def test_more_requests_than_slots_wait_their_turn() -> None:
 
 def test_a_preempted_request_gives_its_cells_back_and_is_resumed_before_later_ones() -> None:
     engine = Engine(FakeBackend(n_slots=2, n_ctx=128))
-    old, young, later = (Request(engine, range(1, n), max_tokens=8) for n in (20, 30, 25))
+    prompts = (range(1, 20), range(30, 59), range(60, 84))
+    old, young, later = (Request(engine, prompt, max_tokens=8) for prompt in prompts)
     for request in (old, young, later):
         engine.submit(request.sequence)
     engine.step()

@@ -15,8 +15,10 @@ from gguf_engine.loader.gguf import (
     MAX_ELEMENTS,
     MAX_KEYS,
     MAX_TENSORS,
+    MAX_TRAILING,
     TENSOR_TYPES,
     GGUFFile,
+    _Reader,
     read_gguf,
 )
 
@@ -144,7 +146,9 @@ def test_a_header_longer_than_one_read_is_put_together(tmp_path: Path) -> None:
 def test_what_is_no_gguf_is_called_what_it_is(tmp_path: Path, start: bytes, says: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(start)
-    assert says in str(refusal(read_gguf, path))
+    error = refusal(read_gguf, path)
+    assert says in str(error)
+    assert error.where in ("byte 0", "byte 4")
 
 
 def test_a_missing_file_a_folder_and_a_pipe_are_not_opened(tmp_path: Path) -> None:
@@ -195,6 +199,7 @@ def test_counts_are_compared_with_the_bytes_there_are(
         ([entry("k", ARRAY, array(99, 1))], "value_type"),
         ([entry("k", 13, b"")], "value_type"),
         ([entry("k", BOOL, b"\2")], "bool"),
+        ([entry("k", ARRAY, array(BOOL, 3, b"\0\1\2"))], "bool"),
         ([entry("k", BOOL, b"\1"), entry("k", BOOL, b"\1")], "duplicate_key"),
     ],
 )
@@ -203,6 +208,43 @@ def test_a_bad_value_is_refused_and_its_key_named(
 ) -> None:
     error = refusal(write, keys)
     assert (error.code, error.where) == (code, "k")
+
+
+def test_booleans_are_read_as_such(write: Callable[..., GGUFFile]) -> None:
+    keys = [entry("b", BOOL, b"\1"), entry("c", ARRAY, array(BOOL, 3, b"\0\1\0"))]
+    keys.append(entry("d", ARRAY, array(BOOL, 0)))
+    assert write(keys).metadata == {"b": True, "c": (False, True, False), "d": ()}
+
+
+def test_the_elements_of_all_arrays_are_counted(
+    write: Callable[..., GGUFFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gguf_engine.loader.gguf.MAX_ELEMENTS", 8)
+    both = [entry(key, ARRAY, array(BOOL, 5, bytes(5))) for key in ("j", "k")]
+    error = refusal(write, both)
+    assert (error.code, error.where) == ("array_length", "k")
+
+
+def test_a_header_that_goes_on_for_ever_is_refused(
+    write: Callable[..., GGUFFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gguf_engine.loader.gguf.MAX_HEADER", 2**22)
+    long = [entry(f"k{index}", STRING, text("x" * 2**20)) for index in range(5)]
+    error = refusal(write, long)
+    assert (error.code, error.where) == ("header_size", "k3")
+
+
+def test_strings_that_cannot_fit_are_refused_before_any_is_read(write: Callable[..., GGUFFile]) -> None:
+    error = refusal(write, [entry("k", ARRAY, array(STRING, 1000, text("a") * 3))])
+    assert (error.code, error.where) == ("truncated", "k")
+    assert "1000 strings cannot fit" in str(error)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(8))
+    with (tmp_path / "m.gguf").open("rb") as file:
+        error = refusal(_Reader(tmp_path / "m.gguf", file, 100).read)
+    assert (error.code, "ended at byte 12 while it was read" in error.what) == ("truncated", True)
 
 
 @pytest.mark.parametrize("key", [b"", b"a\0b", b"a\nb", b"\xff\xfe"])
@@ -257,6 +299,27 @@ def test_a_file_cut_inside_its_weights_says_how_many_bytes_are_missing(
     error = refusal(read_gguf, path)
     assert error.code == "truncated"
     assert f"the file at byte {len(whole) - 100_000}" in str(error)
+
+
+def test_where_a_read_ends_makes_no_difference(
+    make_tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_tiny_model()
+    whole = read_gguf(path)
+    for chunk in range(33, 70):
+        monkeypatch.setattr("gguf_engine.loader.gguf._CHUNK", chunk)
+        assert read_gguf(path) == whole
+
+
+def test_a_file_that_goes_on_behind_its_tensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + tensor("w"))
+    end = -(-path.stat().st_size // 32) * 32 + 32
+    os.truncate(path, end + MAX_TRAILING)
+    assert read_gguf(path).size == end + MAX_TRAILING
+    os.truncate(path, end + 2**40)  # a hole, which takes no room
+    error = refusal(read_gguf, path)
+    assert (error.code, error.where) == ("trailing_data", f"byte {end}")
 
 
 def test_every_cut_of_a_header_is_refused(make_tiny_model: Callable[..., Path], tmp_path: Path) -> None:

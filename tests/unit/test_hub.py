@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -11,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fakehub import FakeHub, etag_of
+from fakehub import FakeHub, answer, etag_of
 from hub_samples import PHI3, TOKENIZER, WEIGHTS, everything_in, failure
 
 from gguf_engine.errors import OptionError
@@ -153,6 +155,31 @@ def test_a_repository_without_a_tokenizer_gives_none(hub: FakeHub) -> None:
         assert resolve_model(model, offline=True).tokenizer is None
 
 
+def test_that_a_commit_has_no_tokenizer_is_remembered(hub: FakeHub) -> None:
+    hub.add("org/bare", {"m.gguf": WEIGHTS})
+    commit = hub.repositories["org/bare"].revisions["main"]
+    for _ in range(2):
+        assert resolve_model(f"org/bare:m.gguf@{commit}").tokenizer is None
+    assert sum("tokenizer.json" in line for line in hub.requests) == 1
+
+
+def test_a_pinned_model_whose_tokenizer_cannot_be_fetched_says_so(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit = hub.repositories["org/repo"].revisions["main"]
+    hub.faults.append(answer(503, path="tokenizer.json"))
+    with caplog.at_level(logging.WARNING):
+        assert resolve_model(f"org/repo:m.gguf@{commit}").tokenizer is None
+    assert "going on without the tokenizer.json of org/repo" in caplog.text
+
+
+def test_a_pinned_default_model_that_is_cached_needs_no_request(hub: FakeHub) -> None:
+    commit = resolve_model("phi3-mini").commit
+    hub.requests.clear()
+    assert resolve_model("phi3-mini", revision=commit).tokenizer is not None
+    assert hub.requests == []
+
+
 def test_a_new_commit_is_followed_and_equal_bytes_are_not_fetched_again(hub: FakeHub) -> None:
     old = resolve_model("org/repo:m.gguf")
     hub.add("org/repo", {"m.gguf": WEIGHTS, "tokenizer.json": b"{}"})
@@ -277,7 +304,7 @@ def test_a_cache_that_cannot_be_written_later_is_still_read(
     def refuse(*_: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("gguf_engine.loader.hubcache._write_whole", refuse)
+    monkeypatch.setattr("gguf_engine.loader.hubcache.write_whole", refuse)
     assert resolve_model("org/repo:m.gguf", offline=True) == files
 
 
@@ -285,3 +312,31 @@ def test_a_hit_is_not_hashed_again(hub: FakeHub, monkeypatch: pytest.MonkeyPatch
     resolve_model("org/repo:m.gguf")
     monkeypatch.setattr("gguf_engine.loader.hubcache.Digest", None)
     resolve_model("org/repo:m.gguf", offline=True)
+
+
+def test_a_file_whose_name_is_no_hash_is_fetched(hub: FakeHub) -> None:
+    """As a program without links leaves it: nothing says what its bytes should be."""
+    weights = resolve_model("org/repo:m.gguf").weights
+    shutil.rmtree(weights.parents[2] / ".verified")
+    weights.unlink()
+    weights.write_bytes(WEIGHTS[::-1])
+    assert failure(offline=True).code == "offline"
+    assert resolve_model("org/repo:m.gguf").weights.read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("record", ["[]", "not JSON", '{"etag": 5}', "{}", '{"etag": "x"}'])
+def test_a_record_that_says_nonsense_counts_for_nothing(hub: FakeHub, record: str) -> None:
+    weights = resolve_model("org/repo:m.gguf").weights
+    (path,) = (weights.parents[2] / ".verified").rglob("m.gguf.json")
+    path.write_text(record)
+    weights.resolve().write_bytes(WEIGHTS[::-1])
+    assert resolve_model("org/repo:m.gguf").weights.read_bytes() == WEIGHTS
+
+
+def test_a_record_has_what_was_checked_and_when(hub: FakeHub) -> None:
+    weights = resolve_model("org/repo:m.gguf").weights
+    (path,) = (weights.parents[2] / ".verified").rglob("tokenizer.json.json")
+    record = json.loads(path.read_text())
+    assert set(record) == {"etag", "size", "mtime_ns", "inode", "sha256", "verified_at"}
+    assert record["etag"] == etag_of("tokenizer.json", TOKENIZER)
+    assert record["sha256"] == hashlib.sha256(TOKENIZER).hexdigest()

@@ -19,7 +19,10 @@ LAYERS = {
     "backend": 1,
     "sampling": 1,
     "engine": 2,
+    "tuned": 2,
+    "opening": 3,
     "streams": 3,
+    "tune": 3,
     "llm": 4,
     "session": 5,
     "server": 6,
@@ -36,6 +39,9 @@ ROOMS = {
     "fastapi": {"server/"},
     "starlette": {"server/"},
     "pydantic": {"server/"},
+    "pydantic_core": {"server/"},
+    "uvicorn": {"server/"},
+    "prometheus_client": {"server/"},
     "huggingface_hub": {"loader/"},
 }
 # backend/llama.py sets variables that OpenMP and ggml read while their libraries load, and takes them

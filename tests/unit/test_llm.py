@@ -287,6 +287,7 @@ def test_a_model_that_is_forgotten_ends_its_thread(make_llm: Make) -> None:
     tokenizer = from_json(spm_json())
     llm = LLM(lambda: FakeBackend(n_vocab=tokenizer.n_vocab), tokenizer)
     thread = thread_of(llm)._thread
+    assert thread is not None
     del llm
     gc.collect()
     thread.join(timeout=20)

@@ -37,8 +37,19 @@ def test_a_partial_offload_is_told_layer_by_layer_and_buffer_by_buffer() -> None
 
 
 def test_the_output_layer_is_not_counted() -> None:
-    placement = read_placement(["offloaded 33/33 layers to GPU"], "cuda:0", "", 32)
+    placement = read_placement(["load_tensors: offloaded 33/33 layers to GPU"], "cuda:0", "", 32)
     assert placement.n_layers_offloaded == 32
+
+
+def test_a_files_own_text_is_no_news_of_the_load() -> None:
+    lines = [
+        "print_info: general.name = load_tensors: offloaded 32/33 layers to GPU",
+        "llama_model_loader: - kv 1: general.name str = X model buffer size = 1.00 MiB",
+        "load_tensors:   CPU model buffer size =  1.2.3 MiB",
+        "load_tensors: " + "x" * 100_000,
+    ]
+    placement = read_placement(lines, "cpu", "", 32)
+    assert (placement.n_layers_offloaded, placement.weight_bytes) == (0, {})
 
 
 def test_errors_are_told_once() -> None:

@@ -9,9 +9,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf_families import FAMILIES
+from gguf_tensors import FILE_TYPES, Tensor, draw_blocks
 from gguf_vocab import make_vocabulary
-from make_gguf import FILE_TYPES, PHI3_MINI, ModelShape, _draw_blocks, _Tensor, write_tiny_model
+from make_gguf import PHI3_MINI, ModelShape, write_tiny_model
 from tokenizers import Tokenizer
+
+from gguf_engine.loader.gguf import read_gguf
 
 TEXTS = [
     "Hello world, the ice is cold.",
@@ -56,23 +60,34 @@ def in_llama_cpp(paths: list[Path]) -> Any:
     return json.loads(result.stdout)
 
 
+# What a file may be besides its family, vocabulary and type.
+ODDITIES: list[dict[str, Any]] = [
+    {"arch": "llama", "n_expert": 4, "type": "Q8_0"},
+    {"arch": "llama", "n_expert": 1, "n_embd": 256, "type": "Q5_K"},
+    {"arch": "llama", "version": 2, "alignment": 64},
+    {"arch": "gemma3", "alignment": 4096, "n_parts": 3},
+    {"arch": "phi3", "version": 2, "n_parts": 4},
+    {"arch": "qwen3", "head_size": 32, "tied": True},
+    {"arch": "gemma2", "head_size": 8, "n_head": 3, "n_head_kv": 1},
+    {"arch": "qwen2", "tied": True, "n_head_kv": 4},
+    {"arch": "gpt2", "tied": False, "n_head_kv": 1},
+]
+
+
 @pytest.mark.e2e
-def test_every_architecture_vocabulary_and_type_decodes_finite_logits(tmp_path: Path) -> None:
-    paths = [
-        write_tiny_model(
-            tmp_path / f"{arch}-{vocab}-{kind}.gguf",
-            arch=arch,
-            vocab=vocab,
-            type=kind,
-            n_embd=256,
-            tied=tied,
-        )
-        for arch, vocab, tied in (("phi3", "spm", False), ("llama", "bpe", True))
-        for kind in FILE_TYPES
+def test_every_family_vocabulary_and_type_decodes_finite_logits(tmp_path: Path) -> None:
+    vocabs = {arch: ("spm", "bpe")[index % 2] for index, arch in enumerate(FAMILIES)}
+    plain: list[dict[str, Any]] = [
+        {"arch": arch, "vocab": vocab, "type": kind, "n_embd": 256}
+        for arch, vocab in vocabs.items()
+        for kind in (FILE_TYPES if arch in {"phi3", "llama"} else ("F16", "Q4_0", "Q6_K"))
     ]
-    for path, (status, finite, spread, _) in zip(paths, in_llama_cpp(paths), strict=True):
-        assert (status, finite) == (0, True), path
-        assert 1 < spread < 10, path
+    other = [{"arch": arch, "vocab": "bpe" if vocab == "spm" else "spm"} for arch, vocab in vocabs.items()]
+    options = [*plain, *other, *ODDITIES]
+    paths = [write_tiny_model(tmp_path / f"{index}.gguf", **chosen) for index, chosen in enumerate(options)]
+    for chosen, (status, finite, spread, _) in zip(options, in_llama_cpp(paths), strict=True):
+        assert (status, finite) == (0, True), chosen
+        assert 1 < spread < 12, chosen
 
 
 @pytest.mark.e2e
@@ -103,7 +118,7 @@ def test_a_vocabulary_has_the_size_asked_for_and_unique_texts() -> None:
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 def test_random_blocks_stand_for_numbers_of_the_spread_asked_for(kind: str) -> None:
-    blocks = _draw_blocks(_Tensor("w", (64, 2048), kind, 0.5), np.random.default_rng(0))
+    blocks = draw_blocks(Tensor("w", (64, 2048), kind, 0.5), np.random.default_rng(0))
     numbers = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
     assert np.isfinite(numbers).all()
     assert abs(numbers.mean()) < 0.1
@@ -122,11 +137,27 @@ def test_phi3_mini_has_its_published_shape() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"arch": "gpt5"}, {"type": "Q9"}, {"n_head": 5}, {"n_head_kv": 3}, {"n_vocab": 300}, {"vocab": "wp"},
-     {"type": "Q4_K", "n_embd": 64}],
+     {"type": "Q4_K", "n_embd": 64}, {"arch": "phi2", "tied": True}, {"arch": "gemma2", "tied": False},
+     {"arch": "phi3", "head_size": 8}, {"arch": "phi3", "n_expert": 4}, {"version": 1}, {"n_parts": 99}],
 )  # fmt: skip
 def test_what_cannot_be_written_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\d|allowed"):
         write_tiny_model(tmp_path / "m.gguf", **options)
+
+
+def test_a_split_model_has_every_tensor_once_and_the_alignment_in_every_part(tmp_path: Path) -> None:
+    whole = read_gguf(write_tiny_model(tmp_path / "whole.gguf"))
+    first = write_tiny_model(tmp_path / "m.gguf", n_parts=4, alignment=64)
+    assert first == tmp_path / "m-00001-of-00004.gguf"
+    parts = [read_gguf(tmp_path / f"m-{number:05}-of-00004.gguf") for number in range(1, 5)]
+    assert [part.alignment for part in parts] == [64] * 4
+    names = [tensor.name for part in parts for tensor in part.tensors]
+    assert names == [tensor.name for tensor in whole.tensors]
+
+
+def test_the_version_is_the_one_asked_for(tmp_path: Path) -> None:
+    written = [read_gguf(write_tiny_model(tmp_path / f"{v}.gguf", version=v)).version for v in (2, 3)]
+    assert written == [2, 3]
 
 
 def test_an_unknown_option_is_an_error() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gguf_engine.errors import GGUFEngineError, OptionError
-from gguf_engine.params import EngineParams, SamplingParams, build_params
+from gguf_engine.params import EngineParams, SamplingParams, build_params, split_adapter
 
 BAD_SAMPLING: list[tuple[str, Any]] = [
     *(("temperature", value) for value in (-0.1, math.inf, math.nan, "warm", True, None)),
@@ -34,10 +35,19 @@ BAD_ENGINE: list[tuple[str, Any]] = [
     *(("n_batch", value) for value in (31, 8193)),
     *(("n_threads", value) for value in (0, 513)),
     ("kv_cache_type", "q3"),
+    *(("draft", value) for value in ("", 3)),
+    *(("n_draft", value) for value in (0, 128, None)),
     ("device", ""),
     ("device", 3),
     ("use_mmap", "yes"),
     ("flash_attention", True),
+    *(("n_ubatch", value) for value in (31, 513)),
+    *(("devices", value) for value in ([""], [3], 3, ["cuda:0", "cuda:0"], ["x"] * 65)),
+    *(("split_mode", value) for value in ("row", "columns")),  # a row split of one device
+    *(("lora", value) for value in ([""], [3], 3, ["x=y"], ["=1"], ["x=nan"], ["x=101"])),
+    ("repack", "yes"),
+    *(("adapt_threads", value) for value in (True, "sometimes")),
+    ("tuned", None),
 ]
 
 
@@ -76,6 +86,31 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
 def test_more_slots_than_a_batch_has_tokens_are_refused() -> None:
     with pytest.raises(OptionError, match="n_batch"):
         EngineParams(n_slots=64, n_batch=32)
+
+
+def test_a_device_beside_devices_is_refused() -> None:
+    with pytest.raises(OptionError, match="beside devices"):
+        EngineParams(device="cpu", devices=("cuda:0",))
+    EngineParams(device="cuda:0", devices=("cuda:0", "cuda:1"), split_mode="row")
+
+
+def test_one_name_or_path_is_a_list_of_one() -> None:
+    params = EngineParams(devices="cuda:0", lora=Path("a.gguf"))  # type: ignore[arg-type]
+    assert (params.devices, params.lora) == (("cuda:0",), ("a.gguf",))
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "scale"),
+    [
+        ("a.gguf", "a.gguf", 1.0),
+        ("a.gguf=0.5", "a.gguf", 0.5),
+        ("a.gguf=-1e-1", "a.gguf", -0.1),
+        ("rank=8/a.gguf", "rank=8/a.gguf", 1.0),
+        ("rank=8/a.gguf=2", "rank=8/a.gguf", 2.0),
+    ],
+)
+def test_an_adapter_is_a_path_and_a_scale(text: str, path: str, scale: float) -> None:
+    assert split_adapter(text) == (path, scale)
 
 
 def test_the_edges_of_every_range_are_allowed() -> None:

@@ -1,15 +1,14 @@
 """Well-formed files that would kill or fool llama.cpp, refused by key or tensor; good ones let through."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
-from make_gguf import FILE_TYPES, Edit, write_tiny_model
+from gguf_tensors import FILE_TYPES
+from make_gguf import Edit, write_tiny_model
 
 from gguf_engine import preflight
 from gguf_engine.errors import ModelFileError
@@ -121,7 +120,6 @@ def test_a_hyperparameter_out_of_range_is_refused_with_its_value(
     [
         ("phi3.rope.scaling.type", "spiral", VALUE.STRING),
         ("phi3.rope.scaling.factor", float("nan"), VALUE.FLOAT32),
-        ("phi3.expert_count", 8, VALUE.UINT32),
         ("phi3.expert_used_count", 2, VALUE.UINT32),
         ("phi3.attention.key_length", 0, VALUE.UINT32),
         ("phi3.attention.value_length", 8, VALUE.UINT32),
@@ -168,7 +166,16 @@ def test_a_llama_turns_whole_heads(tmp_path: Path) -> None:
         (change(TYPES, 400, 6), TYPES),
         (change(TYPES, 400, 7), TYPES),
         (put(TYPES, [1.0] * 512, sub_type=VALUE.FLOAT32), TYPES),
-        (put(SCORES, [0] * 512, sub_type=VALUE.INT32), SCORES),
+        (put(SCORES, [0] * 512, sub_type=VALUE.INT64), SCORES),
+        (put(SCORES, [0] * 512, sub_type=VALUE.INT32), None),
+        (change(SCORES, 400, float("nan")), SCORES),
+        (change(SCORES, 400, float("-inf")), SCORES),
+        (change(TOKENS, 400, "[EMPTY_399]"), None),
+        (change(TOKENS, 400, ""), None),
+        (change(TOKENS, 400, "a" * 1024), None),
+        (change(TOKENS, 400, "a" * 1025), TOKENS),
+        (put(TYPES, [1] * 255 + [7] + [1] * 256), TYPES),
+        (put("tokenizer.ggml.model", "wordlist"), "tokenizer.ggml.model"),
         (put(SCORES, [0.0] * 511), SCORES),
         (put(TOKENS, list(range(512)), sub_type=VALUE.INT32), TOKENS),
         (drop(TOKENS), TOKENS),
@@ -184,6 +191,38 @@ def test_a_vocabulary_that_aborts_llama_cpp_is_refused(
         return
     error = refusal(path)
     assert (error.code, error.where) == ("vocabulary", where)
+
+
+def test_an_empty_text_is_called_after_its_id_and_must_not_meet_that_name(tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        change(TOKENS, 400, "")(writer)
+        change(TOKENS, 399, "")(writer)
+        change(TOKENS, 398, "[EMPTY_400]")(writer)
+
+    error = refusal(write_tiny_model(tmp_path / "m.gguf", edit=edit))
+    assert "'[EMPTY_400]' is the text of both id 398 and id 400" in str(error)
+
+
+def test_a_vocabulary_without_types_or_scores_passes(tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        drop(TYPES)(writer)
+        drop(SCORES)(writer)
+
+    preflight(write_tiny_model(tmp_path / "m.gguf", vocab="bpe", edit=drop(TYPES)))
+    preflight(write_tiny_model(tmp_path / "m.gguf", edit=edit))
+
+
+def test_texts_have_a_bound_together(make_tiny_model: Callable[..., Path]) -> None:
+    header = read_gguf(make_tiny_model())
+    long = tuple(f"{index}-" + "a" * 1000 for index in range(9000))
+    keys = {TOKENS: long, SCORES: (0.0,) * 9000, TYPES: (1,) * 9000}
+    with pytest.raises(ModelFileError, match=r"have 90\d+ characters together"):
+        preflight(replace(header, metadata=header.metadata | keys))
+
+
+def test_a_stranger_s_text_is_cut_short_in_the_sentence(tmp_path: Path) -> None:
+    error = refusal(write_tiny_model(tmp_path / "m.gguf", edit=put("tokenizer.ggml.model", "x" * 9999)))
+    assert f"is '{'x' * 99}...; allowed: llama, gpt2" in str(error)
 
 
 def test_a_missing_byte_token_is_named(tmp_path: Path) -> None:
@@ -324,14 +363,21 @@ def test_attention_inputs_may_be_one_matrix_or_three(make_tiny_model: Callable[.
     rows = tuple(row for row in taken.values() if "qkv" not in row.name)
     preflight(replace(fused, tensors=rows))
     matrices = tuple(row for row in fused.tensors if "attn_qkv" in row.name)
-    preflight(replace(apart, tensors=apart.tensors + matrices))
+    rest = tuple(
+        row for row in apart.tensors if row.name.split(".")[-2] not in {"attn_q", "attn_k", "attn_v"}
+    )
+    preflight(replace(apart, tensors=rest + matrices))
+    with pytest.raises(ModelFileError, match="is not a tensor of llama") as caught:
+        preflight(replace(apart, tensors=apart.tensors + matrices))
+    assert (caught.value.code, caught.value.where) == ("tensor_unknown", "blk.0.attn_q.weight")
 
 
 def test_another_architecture_gets_the_checks_that_hold_for_all(tmp_path: Path) -> None:
     def edit(writer: gguf.GGUFWriter) -> None:
         keys = writer.kv_data[0]
         keys["general.architecture"].value = "gemma"
-        keys["gemma.block_count"] = keys.pop("phi3.block_count")
+        for key in [key for key in keys if key.startswith("phi3.")]:
+            keys["gemma" + key.removeprefix("phi3")] = keys.pop(key)
 
     preflight(write_tiny_model(tmp_path / "m.gguf", edit=edit))
 
@@ -342,45 +388,9 @@ def test_another_architecture_gets_the_checks_that_hold_for_all(tmp_path: Path) 
     error = refusal(write_tiny_model(tmp_path / "m.gguf", edit=edit_more))
     assert (error.code, error.where) == ("tensor_shape", "token_embd.weight")
 
+    def edit_even_more(writer: gguf.GGUFWriter) -> None:
+        edit(writer)
+        del writer.tensors[0]["token_embd.weight"]
 
-@pytest.fixture
-def split_model(tmp_path: Path) -> Path:
-    """Return the first of three parts of one tensor a part or more."""
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gemma", split_max_tensors=2)
-    writer.add_block_count(1)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["a", "b"])
-    writer.add_token_merges(["a b"])
-    for name in ("token_embd.weight", "b", "c", "d", "e"):
-        writer.add_tensor(name, np.zeros((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tmp_path / "m-00001-of-00003.gguf"
-
-
-def test_a_whole_split_model_passes(split_model: Path) -> None:
-    preflight(split_model)
-
-
-def test_a_missing_part_is_named(split_model: Path) -> None:
-    split_model.with_name("m-00002-of-00003.gguf").unlink()
-    assert "m-00002-of-00003.gguf is missing; download every part" in str(refusal(split_model))
-
-
-def test_parts_that_were_mixed_up_are_refused(split_model: Path) -> None:
-    shutil.copy(
-        split_model.with_name("m-00003-of-00003.gguf"), split_model.with_name("m-00002-of-00003.gguf")
-    )
-    assert "says part 2 of 3; this is part 1 (from 0) of 3" in str(refusal(split_model))
-
-
-def test_a_split_model_is_named_by_its_first_part(split_model: Path) -> None:
-    renamed = split_model.rename(split_model.with_name("other.gguf"))
-    assert "is not named like part 1 of 3" in str(refusal(renamed))
-
-
-def test_a_later_part_of_a_split_model_is_not_the_model(split_model: Path) -> None:
-    with pytest.raises(ModelFileError):
-        preflight(split_model.with_name("m-00002-of-00003.gguf"))
+    error = refusal(write_tiny_model(tmp_path / "m.gguf", edit=edit_even_more))
+    assert (error.code, error.where) == ("tensor_missing", "token_embd.weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,15 @@ import faulty_backends as faulty
 import pytest
 from text_samples import from_json, spm_json
 
-from gguf_engine import LLM, BackendError, EngineClosedError, EngineCrashed, ModelLoadError, OptionError
+from gguf_engine import (
+    LLM,
+    BackendError,
+    EngineClosedError,
+    EngineCrashed,
+    EngineSilentError,
+    ModelLoadError,
+    OptionError,
+)
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine import process
 from gguf_engine.engine.process import ProcessWorker
@@ -278,6 +287,52 @@ class Unpicklable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("not me")
+
+
+def test_the_stats_are_the_engines_own(isolate: Isolate) -> None:
+    llm = isolate(n_ctx=100_000, n_slots=2, forward_s=0.01)
+    assert llm.stats()[:3] == (0, 0, 2)
+    streams = [llm.stream("The ice", max_tokens=None, ignore_eos=True) for _ in range(3)]
+    for stream in streams[:2]:
+        next(stream)
+    stats = llm.stats()
+    assert (stats.n_running, stats.n_waiting, stats.n_crashes) == (2, 1, 0)
+    assert stats.n_cells_used > 0
+    assert stats.pid == pid_of(llm)
+    for stream in streams:
+        stream.close()
+
+
+def test_asking_for_stats_starts_a_dead_engine(isolate: Isolate) -> None:
+    llm = isolate()
+    pid = pid_of(llm)
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    for _ in range(100):
+        with contextlib.suppress(EngineSilentError):
+            if (stats := llm.stats(timeout_s=0.2)).pid != pid:
+                break
+    assert stats.n_crashes == 1
+
+
+def test_a_stopped_engine_is_silent(isolate: Isolate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "GRACE_S", 0.2)
+    llm = isolate()
+    os.kill(pid_of(llm), signal.SIGSTOP)
+    with pytest.raises(EngineSilentError, match=r"within 0\.2 s"):
+        llm.stats(timeout_s=0.2)
+
+
+def test_a_model_that_is_given_up_has_no_stats(isolate: Isolate) -> None:
+    llm = isolate(faulty.DiesAfter, faulty.abort, 1)
+    for _ in range(process.MAX_CRASHES):
+        with pytest.raises(EngineCrashed):
+            llm.generate("The ice", **SAME)  # type: ignore[arg-type]
+    with pytest.raises(EngineCrashed, match="GGML_ASSERT"):
+        llm.stats()
+    llm.close()
+    with pytest.raises(EngineClosedError):
+        llm.stats()
 
 
 def test_what_cannot_be_sent_is_an_option_error(isolate: Isolate) -> None:

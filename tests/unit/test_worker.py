@@ -15,7 +15,7 @@ from gguf_engine.backend.base import Batch, Rows
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine.engine import Engine
 from gguf_engine.engine.worker import EngineWorker
-from gguf_engine.errors import EngineClosedError
+from gguf_engine.errors import EngineClosedError, EngineSilentError
 from gguf_engine.outputs import Piece
 
 
@@ -193,6 +193,35 @@ def test_a_signal_handler_may_close_the_engine_that_its_thread_is_using() -> Non
 def test_an_error_in_a_call_is_the_callers(worker: EngineWorker) -> None:
     with pytest.raises(ZeroDivisionError):
         worker.call(lambda engine: 1 / 0)
+
+
+def test_stats_count_what_runs_and_waits() -> None:
+    worker = EngineWorker(lambda: Engine(FakeBackend(n_ctx=100_000, n_slots=1, forward_s=0.001)))
+    worker.wait_until_ready()
+    _, running = submit(worker, max_tokens=None)
+    submit(worker, max_tokens=None)
+    running.get(timeout=20)
+    stats = worker.stats(20)
+    assert (stats.n_running, stats.n_waiting, stats.n_slots, stats.pid) == (1, 1, 1, os.getpid())
+    assert 0 < stats.n_cells_used < stats.n_cells
+    worker.close()
+
+
+def test_an_engine_in_a_long_pass_is_silent() -> None:
+    started = threading.Event()
+
+    class Slow(FakeBackend):
+        def forward(self, batch: Batch) -> Rows:
+            started.set()
+            return super().forward(batch)
+
+    worker = EngineWorker(lambda: Engine(Slow(forward_s=3600)))
+    worker.wait_until_ready()
+    submit(worker)
+    assert started.wait(20)
+    with pytest.raises(EngineSilentError):
+        worker.stats(0.05)
+    worker.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
