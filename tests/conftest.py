@@ -8,12 +8,17 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from browser_samples import Page, missing_browser, start_chromium
 from fakehub import FakeHub
 from hub_samples import PHI3, TOKENIZER, WEIGHTS
+from page_samples import PageServer, running
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 # A shell that starts the tests in the background ignores Ctrl-C for them and all their children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -132,8 +137,34 @@ def hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return fake_hub
 
 
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Return a browser with an empty profile; origins keep their storage apart."""
+    browser = start_chromium(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page_server() -> Iterator[PageServer]:
+    """Return a server of the chat page on a port of its own: an origin whose storage is empty."""
+    with running(PageServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def page(chromium: Chrome, page_server: PageServer) -> Iterator[Page]:
+    """Return the chat page of that server, opened."""
+    yield Page(chromium, page_server.url)
+    chromium.get("about:blank")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests, saying why, where the installed llama.cpp build sees no GPU."""
+    """Skip tests of a GPU or a browser, saying why, where there is none."""
+    if missing := missing_browser():
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(pytest.mark.skip(reason=f"needs {missing}"))
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if wanted:
         from gguf_engine.backend.llama import list_devices

@@ -81,13 +81,17 @@ def trickle(wait_s: float, *, path: str = "", n_bytes: int = 1, times: int = 10*
     return send_body(write, path=path, times=times)
 
 
-def trickle_headers(wait_s: float, *, path: str = "") -> Fault:
-    """Return a fault whose headers never end, and come a byte at a time."""
+ENDLESS_HEADER = b"HTTP/1.1 200 OK\r\nX-Slow: "
+ENDLESS_BODY = b"HTTP/1.1 200 OK\r\n\r\n"  # of no announced length: cut off, it looks complete
+
+
+def drip(start: bytes, wait_s: float, *, path: str = "") -> Fault:
+    """Return a fault whose answer has this start, goes on a byte at a time and never ends."""
 
     def act(request: Request) -> None:
         request.close_connection = True
         with contextlib.suppress(OSError):
-            request.connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            request.connection.sendall(start)
             while not request.hub.over.wait(wait_s):
                 request.connection.sendall(b"x")
 

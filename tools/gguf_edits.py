@@ -85,7 +85,8 @@ def set_value(raw: RawModel, rng: random.Random) -> str:
 
 def scale_value(raw: RawModel, rng: random.Random) -> str:
     """Multiply, divide or shift an integer a little: what a check of ranges lets pass."""
-    keys = [key for key in raw.keys if key.kind == U32]
+    # An edit before this one may have given a key this type and left it other bytes.
+    keys = [key for key in raw.keys if key.kind == U32 and len(key.value) == 4]
     if not keys:
         return "nothing"
     key = rng.choice(keys)

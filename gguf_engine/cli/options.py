@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from gguf_engine.errors import OptionError
 from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params
+from gguf_engine.server.settings import ServerParams
 
 DEFAULT_MODEL = "phi3-mini"
 
@@ -81,6 +82,7 @@ _SECTIONS: dict[type, str] = {
     HubOptions: "Hub",
     EngineParams: "Loading",
     SamplingParams: "Sampling",
+    ServerParams: "Server",
 }
 _FLAGS = {
     "model": ("--model", "-m"),

@@ -21,6 +21,7 @@ from fakehub import FakeHub, Request
 from hub_samples import TOKENIZER, WEIGHTS, everything_in
 from hubchild import Downloaders, downloaders
 from hubfaults import send_body
+from promises import report
 from thoroughness import rounds
 
 from gguf_engine.loader.resolve import resolve_model
@@ -138,6 +139,9 @@ def test_kill_9_at_any_moment_then_resume_ends_with_the_right_bytes(
             assert [path for path in everything_in(cache) if ".partial" in path.name] == []
     assert n_killed >= rounds(quick=5, thorough=80)
     assert sum(span is not None for span in fake_hub.ranges) >= n_killed // 4
+    n_rounds = rounds(quick=8, thorough=100)
+    result = f"{n_rounds} of {n_rounds} files whole, after {n_killed} kills at random moments"
+    report("A download that is killed with -9 goes on", n_rounds, result)
 
 
 def test_a_second_process_waits_for_the_first_and_uses_what_it_fetched(

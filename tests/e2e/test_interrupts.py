@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from engine_samples import Request, alone
 from interrupt_samples import CLI, HANG_S, HEARS_CTRL_C, Program, interrupt_cli, interrupt_library
+from promises import report
 from text_samples import from_json, spm_json
 from thoroughness import rounds
 
@@ -41,6 +42,9 @@ def test_ctrl_c_reaches_a_program_that_uses_the_library_and_leaves_the_engine_us
     assert (code, errors) == (0, "")
     assert [noticed.phase for noticed in seen] == phases
     assert all(noticed.seconds is not None and noticed.seconds < 5 for noticed in seen), seen
+    times = [noticed.seconds for noticed in seen if noticed.seconds is not None]
+    result = f"{len(times)} of {len(phases)} KeyboardInterrupts while loading, in a prompt and generating"
+    report("Ctrl-C reaches a program that uses the library", len(phases), result, worst_s=max(times))
 
 
 @pytest.mark.parametrize("n", range(rounds(quick=8, thorough=200)))
@@ -49,6 +53,7 @@ def test_ctrl_c_ends_the_command_line_with_130_and_no_word(n: int) -> None:
     seconds, code, errors = interrupt_cli(ENDLESS, MOMENTS.uniform(0, 1.5))
     assert (code, errors) == (130, "")
     assert seconds < 5
+    report("Ctrl-C ends the command line", 1, "each with exit code 130 and no word", worst_s=seconds)
 
 
 @pytest.mark.parametrize("n", range(rounds(quick=3, thorough=40)))

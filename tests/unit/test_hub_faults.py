@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fakehub import FakeHub, Request, answer, cut_after, replace_body, stall
 from hub_samples import WEIGHTS, everything_in, failure
+from hubfaults import gzip_bomb
 
 from gguf_engine.errors import HubError, OptionError
 from gguf_engine.loader.catalog import ModelSpec
@@ -348,3 +349,8 @@ def test_what_is_remembered_of_models_is_in_the_users_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", base)
     monkeypatch.setenv("HOME", "/home/me")
     assert state_folder() == Path(place) / "gguf_engine" / "verdicts"
+
+
+def test_a_compressed_body_is_refused_as_such(hub: FakeHub) -> None:
+    hub.faults.append(gzip_bomb(10, path="api/models"))
+    assert "in the encoding 'gzip', which was not asked for" in str(failure())

@@ -17,6 +17,9 @@ import pytest
 from fakehub import FakeHub, Fault, answer, cut_after, etag_of, replace_body
 from hub_samples import TOKENIZER, WEIGHTS, everything_in
 from hubfaults import (
+    ENDLESS_BODY,
+    ENDLESS_HEADER,
+    drip,
     endless,
     gzip_bomb,
     headers,
@@ -25,10 +28,10 @@ from hubfaults import (
     spliced,
     stall_after,
     trickle,
-    trickle_headers,
     without_ranges,
     wrong_range,
 )
+from promises import report
 
 from gguf_engine.errors import GGUFEngineError
 from gguf_engine.loader.catalog import ModelSpec
@@ -69,7 +72,8 @@ ROWS = [
     row("stall once", RIGHT, lambda: stall_after(1000, path=W, times=1), **SILENCE),
     row("a byte now and then", "timeout", lambda: trickle(0.02, path=W), **SPEED),
     row("a slow answer to the first question", "timeout", lambda: trickle(0.1, path=API), **TIME),
-    row("headers without end", "timeout", lambda: trickle_headers(0.02, path=W), **TIME),
+    row("headers without end", "timeout", lambda: drip(ENDLESS_HEADER, 0.02, path=W), **TIME),
+    row("an answer of no length", "timeout", lambda: drip(ENDLESS_BODY, 0.02, path=API), **TIME),
     row(
         "bytes at the least speed, without end",
         "timeout",
@@ -176,6 +180,11 @@ def test_right_bytes_or_one_typed_error(
     hub.faults.clear()
     assert is_right(client(cache).fetch(SPEC))
     assert not [path for path in everything_in(cache) if ".partial" in path.name]
+    report(
+        "No file is used whose bytes were not checked, nothing is written outside the cache",
+        1,
+        "right bytes or one typed error for each way a hub can misbehave",
+    )
 
 
 def test_the_table_is_long_enough() -> None:

@@ -49,12 +49,15 @@ def test_a_download_that_failed_is_gone_on_with_by_the_next(hub: FakeHub, blob: 
     assert everything_in(blob.parent) == sorted([blob, blob.with_name(etag_of("t.json", TOKENIZER))])
 
 
-@pytest.mark.parametrize(
-    "validator", ['"of another version"', "", "W/weak", "a\nb", '"' + "x" * 300, "\udce9"]
-)
-def test_what_another_answer_left_is_not_mixed_with_this_one(
-    hub: FakeHub, blob: Path, validator: str
-) -> None:
+def test_the_rest_of_another_version_is_not_asked_for(hub: FakeHub, blob: Path) -> None:
+    """If-Range: the hub sees that its file is another one, and sends all of it; no second try is left."""
+    leave(blob, b"?" * 1000, '"of another version"')
+    assert resolve_model("org/repo:m.gguf").weights.read_bytes() == WEIGHTS
+    assert spans(hub) == ["bytes=1000-"]
+
+
+@pytest.mark.parametrize("validator", ["", "W/weak", "a\nb", '"' + "x" * 300, "\udce9"])
+def test_an_etag_that_cannot_be_sent_back_is_not(hub: FakeHub, blob: Path, validator: str) -> None:
     leave(blob, WEIGHTS[:1000])
     blob.with_name(f"{ETAG}.partial.etag").write_bytes(validator.encode("utf-8", "surrogateescape"))
     assert resolve_model("org/repo:m.gguf").weights.read_bytes() == WEIGHTS
@@ -174,3 +177,28 @@ def test_an_answer_in_time_is_not_too_slow(hub: FakeHub, monkeypatch: pytest.Mon
     limits = replace(hub_module.LIMITS, speed_window_s=0.0, min_bytes_per_s=1e-9)
     monkeypatch.setattr(hub_module, "LIMITS", limits)
     assert resolve_model("org/repo:m.gguf").weights.read_bytes() == WEIGHTS
+
+
+def test_a_blob_that_came_another_way_leaves_no_partial_file(hub: FakeHub, blob: Path) -> None:
+    leave(blob, WEIGHTS[:1000])
+    blob.write_bytes(WEIGHTS)
+    assert resolve_model("org/repo:m.gguf").weights.read_bytes() == WEIGHTS
+    assert [path for path in everything_in(blob.parent) if ".partial" in path.name] == []
+
+
+def test_a_process_that_dies_while_a_file_is_named_leaves_nothing_but_the_file(
+    hub: FakeHub, blob: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment between the last two steps, which a kill hits about once in 200 times."""
+
+    def die(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        patch.setattr("gguf_engine.loader.partial.write_whole", lambda path, text: path.write_text(text))
+        with pytest.raises(KeyboardInterrupt):
+            resolve_model("org/repo:m.gguf")
+    assert [path.name for path in everything_in(blob.parent)] == [f"{ETAG}.partial"]
+    assert resolve_model("org/repo:m.gguf").weights.read_bytes() == WEIGHTS
+    assert spans(hub) == [None]

@@ -37,7 +37,7 @@ def seconds(
     costs: Mapping[int, float] = TWO_CORES,
     before: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> float:
-    """Return what an answer takes after its prompt, checked to be that one; `before` is an earlier request."""
+    """Return what an answer takes after its prompt, and check it; `before` is an earlier request."""
     clock = Clock()
     speculation = Speculation(400, source, 31, clock)
     took = 0.0
@@ -77,7 +77,7 @@ def test_a_text_with_nothing_to_copy_is_not_made_slower(seed: int) -> None:
 def test_a_copy_does_not_make_the_next_request_credulous() -> None:
     """Some ids in a row that the prompt has are a copy's beginning in one text, an accident in another."""
     text = words(400, 1)
-    accidents = [i for n in range(0, 300, 20) for i in [*words(20, n + 500), *text[n : n + 5]]]
+    accidents = [i for n in range(0, 300, 20) for i in [*words(20, n + 500), *text[n : n + 6]]]
     plain = seconds([1, *text], accidents, None)
     assert seconds([1, *text], accidents, PromptLookup(), before=([1, *text], text)) < 1.04 * plain
 

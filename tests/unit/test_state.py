@@ -17,6 +17,7 @@ import pytest
 from engine_samples import Request, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promises import report
 from thoroughness import rounds
 
 from gguf_engine import LLM, StateError
@@ -312,6 +313,7 @@ def refuse_all_damage(engine: Engine, packed: bytes) -> None:
         assert seen == []
         load_slot(engine.kv_cache, packed, ORIGIN)
         assert len(seen) == 1  # the good one would have got there
+    report("No damaged state file reaches llama.cpp", 900, "all refused; the good one was restored")
     drop_idle(engine)
 
 

@@ -1,0 +1,1 @@
+"""OpenAI-compatible HTTP over one LLM; importing it loads no web framework."""

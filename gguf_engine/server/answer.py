@@ -1,0 +1,105 @@
+"""Answer: the streams of one HTTP request, read together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from gguf_engine.outputs import Piece
+from gguf_engine.server.errors import RefusedError
+from gguf_engine.streams import AsyncStream
+
+KEEP_ALIVE_S = 15.0
+"""A stream with nothing to say sends a comment so often: some proxies cut a silent connection at 30 s."""
+
+CLIENT_LEFT = (499, "client_left", "the client left before its answer was whole")
+_SHUTTING_DOWN = (503, "shutting_down", "the answer was cut off: the server is shutting down")
+
+
+class Answer:
+    """
+    Collects the pieces of several streams, so that a slow reader gets many at once and a fast one each.
+
+    What waits is bounded by the context: a stream ends when that is full, whether or not somebody reads.
+
+    Args:
+        streams: One for each choice.
+        note_gap: Told the seconds between two tokens of a stream.
+        at_once: Whether somebody reads as the pieces come; otherwise they come together, at the end.
+    """
+
+    def __init__(
+        self, streams: Sequence[AsyncStream], note_gap: Callable[[float], object], *, at_once: bool
+    ) -> None:
+        self.streams = streams
+        self.last: list[Piece | None] = [None] * len(streams)
+        self._note_gap, self._at_once = note_gap, at_once
+        self._pieces: list[tuple[int, Piece]] = []
+        self._news = asyncio.Event()
+        self._n_open = len(streams)
+        self._error: BaseException | None = None
+        self._why = _SHUTTING_DOWN
+        self._readers = [asyncio.ensure_future(self._read(i, s)) for i, s in enumerate(streams)]
+        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._tick)
+
+    @property
+    def engine_s(self) -> float:
+        """Seconds that the engine took for the longest of the finished choices."""
+        return max((last.timings.total_s for last in self.last if last and last.timings), default=0.0)
+
+    async def _read(self, index: int, stream: AsyncStream) -> None:
+        before = 0.0
+        try:
+            async for piece in stream:
+                now = time.perf_counter()
+                if before:
+                    self._note_gap(now - before)
+                before = now
+                self._pieces.append((index, piece))
+                if piece.finish_reason is not None:
+                    self.last[index] = piece
+                if self._at_once:
+                    self._news.set()
+        except Exception as error:  # noqa: BLE001 - raised where the pieces are read
+            self._error = error
+        self._n_open -= 1
+        if self._at_once or not self._n_open or self._error is not None:
+            self._news.set()
+
+    async def batches(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """
+        Yield what has come since the last time, as pairs of choice and piece; empty now and then.
+
+        Raises:
+            Exception: What one of the streams raised.
+            RefusedError: The answer was cancelled.
+        """
+        while True:
+            if not self._pieces and self._n_open and self._error is None:
+                await self._news.wait()
+            self._news.clear()
+            pieces, self._pieces = self._pieces, []
+            if any(piece.finish_reason == "cancelled" for _, piece in pieces):
+                raise RefusedError(*self._why)
+            if not pieces and self._error is not None:
+                raise self._error
+            if not pieces and not self._n_open:
+                return
+            yield pieces
+
+    def _tick(self) -> None:
+        self._news.set()
+        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._tick)
+
+    def cancel(self, why: tuple[int, str, str] = _SHUTTING_DOWN) -> None:
+        """End the streams; their slots are free as soon as the engine knows. `why` goes to RefusedError."""
+        self._why = why
+        for stream in self.streams:
+            stream.cancel()
+
+    async def close(self) -> None:
+        """End the streams and whoever reads them, and wait until the engine has let go of them."""
+        self._timer.cancel()
+        self.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)

@@ -1,0 +1,82 @@
+"""The bytes of a request → a checked object of `schema`, or a refusal that names the field."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
+from gguf_engine.server.errors import RefusedError
+from gguf_engine.server.schema import drop_what_asks_for_nothing, without_nothing
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+async def read(request: Request, kind: type[_M], max_bytes: int) -> _M:
+    """
+    Read and check the body of a request.
+
+    Raises:
+        RefusedError: 413 too large, 415 not JSON, 400 with the field for everything else.
+    """
+    # A page of another site can post text and forms here without asking; JSON it cannot.
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        message = f"the content type is {content_type[:80]!r}; send Content-Type: application/json"
+        raise RefusedError(415, "content_type", message)
+    values = _parse(await _read(request, max_bytes))
+    if isinstance(values.get("messages"), list):
+        values["messages"] = [without_nothing(message) for message in values["messages"]]
+    try:
+        return kind.model_validate(drop_what_asks_for_nothing(kind, values))
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    said = request.headers.get("content-length", "")
+    if said.isdigit() and int(said) > max_bytes:
+        raise _too_large(max_bytes)
+    body = b""
+    async for chunk in request.stream():
+        body = body + chunk if body else chunk
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return body
+
+
+def _too_large(max_bytes: int) -> RefusedError:
+    message = f"the body is larger than {max_bytes} bytes; send less"
+    return RefusedError(413, "body_too_large", message)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        values = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise RefusedError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        message = f"the body is a JSON {type(values).__name__}; send an object"
+        raise RefusedError(400, "invalid_json", message)
+    return values
+
+
+def _refusal(error: ValidationError) -> RefusedError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        name = str(first["loc"][-1])[:80]
+        param = param or name
+        return RefusedError(
+            400, "unknown_field", f"{name!r} is no field of this request; remove it", param=param
+        )
+    if kind == "missing":
+        return RefusedError(400, "missing_field", f"{param} is missing", param=param)
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
+    what = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return RefusedError(400, "invalid_value", f"{param} is {shown}: {what}", param=param)

@@ -1,0 +1,88 @@
+"""What the server says of the engine: a fresh beat, and metrics."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from server_samples import Served, chat_body, limits, serve, wait_for
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serve() as running:
+        yield running
+
+
+def test_health_is_the_engines_own_word(served: Served) -> None:
+    response = served.client.get("/health")
+    assert (response.status_code, response.json()) == (200, {"status": "ok", "model": "fake"})
+
+
+def test_health_says_503_when_the_engine_is_busy_for_too_long_or_gone() -> None:
+    with serve(settings=limits(beat_s=0.1), forward_s=3.0) as running:
+        with running.send(chat_body()):
+            wait_for(lambda: bool(running.app.state.desk._answers))
+            response = running.client.get("/health")
+            assert response.status_code == 503
+            assert response.json()["reason"] == "the engine gave no sign of life within 0.1 s"
+        running.llm.close()
+        assert running.client.get("/health").status_code == 503
+        assert running.chat().json()["error"]["code"] == "engine_closed"
+
+
+def test_all_who_ask_for_health_at_once_cost_one_question() -> None:
+    with serve(settings=limits(beat_s=5.0)) as running:
+        asked = []
+        may_answer = threading.Event()
+        stats = running.llm.stats
+
+        def slow(timeout_s: float) -> Any:
+            asked.append(timeout_s)
+            may_answer.wait(30)
+            return stats(timeout_s)
+
+        running.llm.stats = slow  # type: ignore[method-assign, assignment]
+        codes: list[int] = []
+        url = running.url + "/health"
+
+        def ask() -> None:
+            codes.append(httpx.get(url, trust_env=False, timeout=30).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(running.server.server_state.tasks) == 20)
+        may_answer.set()
+        for thread in threads:
+            thread.join()
+        assert codes == [200] * 20
+        assert len(asked) == 1
+
+
+def test_metrics_count_what_happened() -> None:
+    with serve() as running:
+        running.chat(max_tokens=7)
+        running.chat(nonsense=1)
+        running.client.get("/made/up/path")
+        text = running.client.get("/metrics").text
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert lines['gguf_engine_http_requests_total{route="/v1/chat/completions",status="200"}'] == "1.0"
+    assert lines['gguf_engine_http_requests_total{route="/v1/chat/completions",status="400"}'] == "1.0"
+    assert lines['gguf_engine_http_requests_total{route="other",status="404"}'] == "1.0"
+    assert float(lines["gguf_engine_completion_tokens_total"]) == 7
+    assert float(lines["gguf_engine_first_token_seconds_count"]) == 1
+    assert float(lines["gguf_engine_inter_token_seconds_count"]) == 6
+    assert (lines["gguf_engine_up"], lines["gguf_engine_slots"]) == ("1.0", "4.0")
+    assert lines["gguf_engine_crashes_total"] == "0.0"
+
+
+def test_metrics_go_on_without_an_engine() -> None:
+    with serve() as running:
+        running.llm.close()
+        text = running.client.get("/metrics").text
+    assert "gguf_engine_up 0.0" in text
+    assert "gguf_engine_slots " not in text
