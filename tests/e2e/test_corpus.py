@@ -70,7 +70,8 @@ def test_no_file_of_the_corpus_kills_hangs_or_fools(
         "No model file kills or hangs the process",
         figures["files"],
         f"{len(tally.by_class)} kinds of damage: {figures['deaths']} deaths, {figures['hangs']} hangs; "
-        f"{figures['refused']:,} refused, {figures['worked']:,} loaded and computed finite numbers",
+        f"{figures['refused']:,} refused, {figures['worked']:,} loaded and computed finite numbers, "
+        f"{figures['deaths_contained']} of families without full checks ended a process of their own",
         worst_s=figures["slowest_s"],
     )
     report(
