@@ -102,11 +102,11 @@ def from_fuzzer(count: int, figures: Path | None) -> dict[str, Any]:
     else:
         found = json.loads(figures.read_text(encoding="utf-8").splitlines()[-1])
     broken = found["deaths"] + found["hangs"] + found["untyped_errors"]
+    contained = found["deaths_contained"]
     result = (
         f"{found['deaths']} deaths, {found['hangs']} hangs; {found['refused']:,} refused, "
-        f"{found['share_with_where']:.1%} naming where; {found['deaths_contained']} of families without full "
-        "checks ended the process of their own they are loaded in; "
-        f"slowest answer {found['slowest_s']:.2f} s"
+        f"{found['share_with_where']:.1%} naming where; {contained} of families without full checks "
+        f"ended the process of their own they are loaded in; slowest answer {found['slowest_s']:.2f} s"
     )
     return row("No random edit of a model kills or hangs", found["files"], result, held=not broken)
 
