@@ -25,7 +25,7 @@ from gguf_engine.loader.disk import check_space
 from gguf_engine.loader.download import Limits, download
 from gguf_engine.loader.hubcache import RepoCache
 from gguf_engine.loader.lockfile import LockedFile, LockedModel
-from gguf_engine.loader.partial import PartialFile, n_waiting
+from gguf_engine.loader.partial import PartialFile, discard, n_waiting
 from gguf_engine.loader.transport import Transport
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -279,6 +279,7 @@ class Hub:
             # Another process may have fetched it while this one waited.
             here = cache.find(commit, file) or cache.adopt(commit, file, remote.etag)
             if here is not None:
+                discard(blob)
                 return here
             check_space(self.cache, remote.size - n_waiting(blob), file)
             with PartialFile.open(blob, remote.size, None if pin is None else pin.sha256) as partial:

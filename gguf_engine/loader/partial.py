@@ -65,7 +65,7 @@ class PartialFile:
         finally:
             os.close(descriptor)
             if partial.n_done == 0:
-                partial._remove()
+                discard(blob)
 
     def _take_up(self) -> None:
         with writing(self.blob.parent):
@@ -130,14 +130,18 @@ class PartialFile:
         """Put the bytes, which were checked, in the blob's place, so that they survive a power failure."""
         with writing(self.blob.parent):
             os.fsync(self._file)
-            self._path.replace(self.blob)
+            # First: after a kill between the two, whole bytes need no ETag, and an ETag alone would stay.
             self._validator_path.unlink(missing_ok=True)
+            self._path.replace(self.blob)
             sync_folder(self.blob.parent)
 
-    def _remove(self) -> None:
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
-            self._validator_path.unlink(missing_ok=True)
+
+def discard(blob: Path) -> None:
+    """Remove what an earlier try left of a blob."""
+    path, validator_path = _paths(blob)
+    with contextlib.suppress(OSError):
+        validator_path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def n_waiting(blob: Path) -> int:

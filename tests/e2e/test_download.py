@@ -81,7 +81,7 @@ class Killer:
 
     Args:
         chance: Decides the piece. Up to the last one, the hub sends no more before the process is dead;
-            after it the process runs on, for a while that is decided as well.
+            after it the process runs on. How long it lives from then is decided as well.
     """
 
     def __init__(self, chance: random.Random) -> None:
@@ -108,8 +108,7 @@ class Killer:
         waiting = threading.Thread(target=wait)
         waiting.start()
         assert self.reached.wait(60)
-        if self.moment >= len(WEIGHTS) // PIECE:
-            time.sleep(self.delay_s)
+        time.sleep(self.delay_s)
         os.kill(pid, signal.SIGKILL)
         self.dead.set()
         waiting.join()
@@ -138,7 +137,7 @@ def test_kill_9_at_any_moment_then_resume_ends_with_the_right_bytes(
             assert resolve_model("org/repo:m.gguf", cache_dir=cache).weights.read_bytes() == WEIGHTS
             assert [path for path in everything_in(cache) if ".partial" in path.name] == []
     assert n_killed >= rounds(quick=5, thorough=80)
-    assert sum(span is not None for span in fake_hub.ranges) >= n_killed // 4
+    assert sum(span is not None for span in fake_hub.ranges) >= n_killed // 10
     n_rounds = rounds(quick=8, thorough=100)
     result = f"{n_rounds} of {n_rounds} files whole, after {n_killed} kills at random moments"
     report("A download that is killed with -9 goes on", n_rounds, result)
