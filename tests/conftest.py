@@ -60,9 +60,11 @@ def _is_local(address: object) -> bool:
 
 @pytest.fixture(autouse=True, scope="session")
 def other_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep fixtures that outlive a test out of the home of whoever runs the tests."""
+    """Keep fixtures that outlive a test out of the home of whoever runs the tests, and out of the checkout."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    home = tmp_path_factory.mktemp("home")
+    patch.setenv("HOME", str(home))
+    patch.chdir(home)
     yield
     patch.undo()
 

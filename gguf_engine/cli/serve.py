@@ -38,6 +38,8 @@ def serve(
         from gguf_engine.server.app import with_keys
         from gguf_engine.server.serving import bind, run
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gguf_engine"):
+            raise
         raise ServerMissingError(error.name or "fastapi") from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it loads
     server = with_keys(server, api_key_file)
