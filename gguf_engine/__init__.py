@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         OptionError,
         PromptTooLongError,
         SamplingError,
+        SessionBusyError,
         StateError,
         TemplateError,
         TokenizerError,
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
     from gguf_engine.loader.preflight import preflight
     from gguf_engine.outputs import Completion, FinishReason, Piece, Timings, TokenLogprob, Usage
     from gguf_engine.params import EngineParams, SamplingParams
+    from gguf_engine.session import Session
+    from gguf_engine.sessionstreams import AsyncSessionStream, SessionStream
     from gguf_engine.streams import AsyncStream, Stream
     from gguf_engine.text.chat import Message
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncSessionStream": "sessionstreams",
     "AsyncStream": "streams",
     "BackendError": "errors",
     "Completion": "outputs",
@@ -68,6 +72,9 @@ _HOMES = {
     "PromptTooLongError": "errors",
     "SamplingError": "errors",
     "SamplingParams": "params",
+    "Session": "session",
+    "SessionBusyError": "errors",
+    "SessionStream": "sessionstreams",
     "StateError": "errors",
     "Stream": "streams",
     "TemplateError": "errors",
@@ -80,6 +87,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncSessionStream",
     "AsyncStream",
     "BackendError",
     "Completion",
@@ -102,6 +110,9 @@ __all__ = [
     "PromptTooLongError",
     "SamplingError",
     "SamplingParams",
+    "Session",
+    "SessionBusyError",
+    "SessionStream",
     "StateError",
     "Stream",
     "TemplateError",

@@ -14,7 +14,8 @@ Every error this package raises on purpose.
     ├── PromptTooLongError     more prompt than context
     ├── SamplingError          a logits row that cannot be sampled
     ├── BackendError           llama.cpp failed during a forward pass
-    ├── StateError             a saved state that is damaged or belongs elsewhere
+    ├── StateError             a saved state or session that is damaged or belongs elsewhere
+    ├── SessionBusyError       a second turn of a session while one runs
     ├── EngineCrashed          the process of an isolated engine died
     ├── EngineSilentError      the engine did not answer in time (also a TimeoutError)
     └── EngineClosedError      use after close, or in another process than the one that loaded
@@ -162,7 +163,8 @@ class StateError(GGUFEngineError):
     A saved state that must not be restored.
 
     Attributes:
-        code: One of not_a_state, version, truncated, corrupt, other_model, other_settings.
+        code: One of not_a_state, version, truncated, corrupt, other_model, other_settings, file (it
+            cannot be read or written).
         name: The file, or what else it is called.
         what: What was found, with both values where two differ.
     """
@@ -170,6 +172,10 @@ class StateError(GGUFEngineError):
     def __init__(self, code: str, name: str, what: str, help: str = "") -> None:  # noqa: A002
         self.code, self.name, self.what, self.help = code, name, what, help
         super().__init__(_sentence(f"{name}: {what}", help) + f" [{code}]")
+
+
+class SessionBusyError(GGUFEngineError):
+    """A session is asked to do something while one of its answers is being made."""
 
 
 class EngineCrashed(GGUFEngineError):  # noqa: N818 - what happened, as in a log

@@ -7,11 +7,14 @@ import weakref
 from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceABC
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gguf_engine.engine.engine import EngineFacts, EngineMaker, EngineStats
+from gguf_engine.engine.forced import Forced
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.system_prefix import SystemPrefixes
 from gguf_engine.engine.worker import EngineWorker, Worker
@@ -19,6 +22,7 @@ from gguf_engine.errors import OptionError, PromptTooLongError, TokenizerError
 from gguf_engine.outputs import Completion
 from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params, check_priority
 from gguf_engine.sampling.sampler import check_bias
+from gguf_engine.sessionfile import OnFull, PrefixFiles
 from gguf_engine.streams import AsyncStream, Stream
 from gguf_engine.text.chat import ChatTemplate, Message
 from gguf_engine.text.tokenizer import Tokenizer
@@ -28,8 +32,10 @@ if TYPE_CHECKING:
     from gguf_engine.engine.prefix_store import PrefixCache
     from gguf_engine.engine.process import ProcessWorker
     from gguf_engine.engine.speculative import DraftMaker, Proposer
+    from gguf_engine.engine.state import StateOrigin
     from gguf_engine.opening import Progress
     from gguf_engine.params import PresetName
+    from gguf_engine.session import Session
     from gguf_engine.text.constraint import Constraint
 
 Prompt = str | SequenceABC[int | Message]
@@ -56,6 +62,8 @@ class LLM:
         preset: As in EngineParams.
         prefix_cache: Where system prompts are kept on disk; None for nowhere.
         draft: How to make what guesses at the next ids; None for none.
+        state_origin: Takes n_vocab and n_ctx and returns what saved states belong to; None when nothing
+            identifies the model: sessions are then saved without what they have computed.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class LLM:
         preset: PresetName | None = None,
         prefix_cache: PrefixCache | None = None,
         draft: DraftMaker | None = None,
+        state_origin: Callable[[int, int], StateOrigin] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.metadata = {} if metadata is None else metadata
@@ -91,6 +100,9 @@ class LLM:
             # Also at interpreter exit, while the thread can still be joined.
             self._finalizer = weakref.finalize(self, self._worker.close)
             self._learn(self._worker.wait_until_ready())
+            self.prefix_files = PrefixFiles(
+                self._worker, state_origin and partial(state_origin, self.n_vocab, self.n_ctx)
+            )
         except BaseException:
             if hasattr(self, "_worker"):
                 self._worker.close()
@@ -191,6 +203,7 @@ class LLM:
             preset=opened.preset,
             prefix_cache=opened.prefix_cache,
             draft=opened.draft,
+            state_origin=opened.state_origin,
         )
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Completion:
@@ -241,6 +254,40 @@ class LLM:
         request = self._request(prompt, params, chat=chat, options=options, priority=priority)
         return Stream(self._worker, request, self)
 
+    def stream_target(self, prompt: Prompt, target_ids: SequenceABC[int]) -> Stream:
+        """
+        Start a request whose answer is given: its pieces carry the model's own log-probabilities of it.
+
+        Nothing is drawn. The answer is computed many ids a pass, as a prompt is.
+
+        Args:
+            prompt: As in `generate`.
+            target_ids: The answer, at least one id.
+
+        Raises:
+            OptionError: No ids, or one that is none.
+            PromptTooLongError: Prompt and answer together do not fit into the context.
+        """
+        prompt_ids = self.encode(prompt)
+        forced = tuple(map(self._checked, target_ids))
+        if not forced:
+            raise OptionError("target", target_ids, "at least one token")
+        if len(prompt_ids) + len(forced) > self.n_ctx:
+            raise PromptTooLongError(len(prompt_ids) + len(forced), self.n_ctx, self.n_ctx_train)
+        params = SamplingParams(
+            temperature=0.0,
+            repeat_penalty=1.0,
+            seed=0,
+            max_tokens=len(forced),
+            logprobs=0,
+            raw_logprobs=True,
+        )
+        answer = Forced(len(prompt_ids), forced)
+        request = self._request(
+            prompt_ids, params, chat=False, options={}, constraint=answer, proposer=answer
+        )
+        return Stream(self._worker, replace(request, end_ids=frozenset()), self)
+
     def streams(
         self,
         prompt: Prompt,
@@ -286,6 +333,19 @@ class LLM:
         """Start `n` answers to one prompt inside a running event loop; see `streams`."""
         first = self._request(prompt, params, chat=chat, options=options, priority=priority)
         return [AsyncStream(self._worker, request, self) for request in first.repeated(n)]
+
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        on_full: OnFull = "raise",
+        params: SamplingParams | None = None,
+        **options: Any,
+    ) -> Session:
+        """Start a conversation; see `gguf_engine.Session`."""
+        from gguf_engine.session import Session  # it lies above: this is another way to write Session(llm)
+
+        return Session(self, system=system, on_full=on_full, params=params, **options)
 
     def _request(
         self,

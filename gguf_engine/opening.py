@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gguf_engine.backend.base import Backend
     from gguf_engine.engine.prefix_store import PrefixCache
     from gguf_engine.engine.speculative import DraftMaker
+    from gguf_engine.engine.state import StateOrigin
     from gguf_engine.loader.gguf import GGUFFile
     from gguf_engine.loader.resolve import ModelFiles
     from gguf_engine.params import PresetName
@@ -40,6 +41,7 @@ class Opened:
         is_known_family: Its tensors were checked one by one; a family without such rules may kill.
         on_load: Takes the share that is loaded, 0..1.
         on_killed: Remembers that the model kills whoever loads it.
+        state_origin: Takes n_vocab and n_ctx, returns what saved states belong to.
         draft: Where guesses at the next ids come from; None for none.
     """
 
@@ -52,6 +54,7 @@ class Opened:
     is_known_family: bool
     on_load: Callable[[float], object]
     on_killed: Callable[[str], object]
+    state_origin: Callable[[int, int], StateOrigin]
     draft: DraftMaker | None = None
 
 
@@ -73,7 +76,7 @@ def open_model(
     """Find, fetch and check a model; arguments and errors are those of `LLM.load`."""
     from gguf_engine.backend.devices import choose_for
     from gguf_engine.backend.llama import LlamaBackend, list_devices
-    from gguf_engine.engine.identity import prefix_cache_for
+    from gguf_engine.engine.identity import prefix_cache_for, state_origin
     from gguf_engine.loader.catalog import part_names
     from gguf_engine.loader.gguf import read_gguf
     from gguf_engine.loader.preflight import has_full_rules
@@ -124,6 +127,7 @@ def open_model(
         is_known_family=has_full_rules(gguf) and (draft_gguf is None or has_full_rules(draft_gguf)),
         on_load=on_load,
         on_killed=on_killed or (lambda _: None),
+        state_origin=partial(state_origin, params, parts, blobs=files.commit is not None),
         draft=draft,
     )
 

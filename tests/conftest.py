@@ -60,7 +60,7 @@ def _is_local(address: object) -> bool:
 
 @pytest.fixture(autouse=True, scope="session")
 def other_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep fixtures that outlive a test out of the home of whoever runs the tests, and out of the checkout."""
+    """Keep fixtures that outlive a test out of the home of whoever runs the tests, and of the checkout."""
     patch = pytest.MonkeyPatch()
     home = tmp_path_factory.mktemp("home")
     patch.setenv("HOME", str(home))

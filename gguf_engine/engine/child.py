@@ -97,15 +97,26 @@ class _Server:
         return report
 
     def handle(self, frame: bytes) -> None:
-        """Do what one frame says: ("submit", id, pickled request), ("cancel", id) or ("stats", id)."""
+        """Do what one frame says: ("submit" or "command", id, pickled), ("cancel" or "stats", id)."""
         assert self._worker is not None
         kind, number, *rest = pickle.loads(frame)  # noqa: S301 - our parent's
         if kind == "submit":
             self._submit(self._worker, number, rest[0])
+        elif kind == "command":
+            # Beside: what it reads or writes may take long, and a cancel must not wait for it.
+            args = (self._worker, number, rest[0])
+            threading.Thread(target=self._command, args=args, daemon=True).start()
         elif kind == "stats":
             self._worker.post(lambda engine: self.tell(["stats", number, engine.stats()]))
         elif number in self._running:
             self._worker.cancel(self._running[number])
+
+    def _command(self, worker: EngineWorker, number: int, pickled: bytes) -> None:
+        try:
+            method, args = pickle.loads(pickled)  # noqa: S301 - our parent's
+            self.tell(["done", number, getattr(worker, method)(*args)])
+        except Exception as error:  # noqa: BLE001 - told to the caller, who waits
+            self.tell(["error", number, wire.encode_error(error)])
 
     def _submit(self, worker: EngineWorker, number: int, pickled: bytes) -> None:
         try:

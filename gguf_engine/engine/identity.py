@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gguf_engine.engine.prefix_store import PrefixCache
+from gguf_engine.engine.state import StateOrigin
 from gguf_engine.params import EngineParams, split_adapter
 
 
@@ -24,17 +25,44 @@ def prefix_cache_for(params: EngineParams, parts: Sequence[Path], *, blobs: bool
     """
     if params.prefix_cache is None:
         return None
-    from gguf_engine.backend.llama import library_versions
-
-    versions = library_versions()
     return PrefixCache(
         folder=Path(params.prefix_cache).absolute(),
         max_bytes=params.prefix_cache_mb * 10**6,
         model_sha256=_identify(params, parts, blobs=blobs),
-        library=f"llama_cpp {versions['llama_cpp']} (llama_cpp_python {versions['llama_cpp_python']})",
+        library=_library(),
         kv_cache_type=params.kv_cache_type,
         flash_attention=params.flash_attention,
     )
+
+
+def state_origin(
+    params: EngineParams, parts: Sequence[Path], n_vocab: int, n_ctx: int, *, blobs: bool
+) -> StateOrigin:
+    """
+    Return what the states of an engine belong to; reads the weights unless their sha256 is known.
+
+    Args:
+        params, parts, blobs: As for `prefix_cache_for`.
+        n_vocab, n_ctx: Of the engine.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    return StateOrigin(
+        model_sha256=_identify(params, parts, blobs=blobs),
+        library=_library(),
+        n_vocab=n_vocab,
+        n_ctx=n_ctx,
+        kv_cache_type=params.kv_cache_type,
+        flash_attention=params.flash_attention,
+    )
+
+
+def _library() -> str:
+    from gguf_engine.backend.llama import library_versions
+
+    versions = library_versions()
+    return f"llama_cpp {versions['llama_cpp']} (llama_cpp_python {versions['llama_cpp_python']})"
 
 
 def _identify(params: EngineParams, parts: Sequence[Path], *, blobs: bool) -> str:

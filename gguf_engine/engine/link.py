@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -39,6 +40,7 @@ class Ticket:
     """A request on its way: what to send, and where its pieces go."""
 
     __slots__ = ("data", "deliver", "n_prompt", "number", "submitted_at")
+    kind = "submit"
 
     def __init__(self, number: int, request: Request, deliver: Deliver) -> None:
         try:
@@ -47,7 +49,8 @@ class Ticket:
             what = request.constraint if request.constraint is not None else request.proposer
             allowed = "an object that can be pickled and whose class can be imported"
             raise OptionError("constraint or proposer", what, allowed, str(error)) from error
-        self.number, self.deliver = number, deliver
+        self.number = number
+        self.deliver: Callable[[Any], object] = deliver
         self.n_prompt = len(request.prompt_ids)
         self.submitted_at = time.perf_counter()
 
@@ -65,6 +68,19 @@ class Ticket:
         usage = Usage(n_prompt=self.n_prompt, n_completion=0, n_cached=0)
         with contextlib.suppress(Exception):
             self.deliver([Piece("", finish_reason="cancelled", usage=usage, timings=timings)])
+
+
+class Command(Ticket):
+    """A call of one of EngineWorker's methods there; an integer or an error is delivered."""
+
+    __slots__ = ()
+    kind = "command"
+
+    def __init__(
+        self, number: int, method: str, args: tuple[Any, ...], deliver: Callable[[Any], object]
+    ) -> None:
+        self.number, self.deliver = number, deliver
+        self.data = pickle.dumps((method, args))
 
 
 class Listener(Protocol):
@@ -119,9 +135,9 @@ class Child:
             wire.write_frame(self._inbox, data)
 
     def submit(self, ticket: Ticket) -> None:
-        """Send a request."""
+        """Send a request or a command."""
         self.tickets[ticket.number] = ticket
-        self._write(pickle.dumps(("submit", ticket.number, ticket.data)))
+        self._write(pickle.dumps((ticket.kind, ticket.number, ticket.data)))
 
     def cancel(self, ticket: Ticket) -> None:
         """Send that a request is to end."""
@@ -152,6 +168,11 @@ class Child:
             ticket = self.tickets.pop(values[0], None)
             if ticket is not None:
                 ticket.fail(wire.decode_error(values[1]))
+        elif kind == "done":
+            command = self.tickets.pop(values[0], None)
+            if not isinstance(command, Command) or type(values[1]) is not int:
+                raise ValueError(f"{str(values)[:80]} as the result of a command")
+            command.deliver(values[1])
         elif kind == "progress":
             self._report(float(values[0]))
         elif kind == "ready":

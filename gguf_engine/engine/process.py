@@ -16,11 +16,12 @@ import queue
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gguf_engine.engine.engine import EngineFacts, EngineStats
-from gguf_engine.engine.link import Child, Ticket
+from gguf_engine.engine.link import Child, Command, Ticket
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver
 from gguf_engine.engine.worker import receive
@@ -35,6 +36,7 @@ from gguf_engine.text.pieces import PieceTable
 
 if TYPE_CHECKING:
     from gguf_engine.engine.engine import Engine
+    from gguf_engine.engine.state import StateOrigin
     from gguf_engine.text.tokenizer import Tokenizer
 
 BACK_OFF_S = 0.25
@@ -187,6 +189,31 @@ class ProcessWorker:
         """See Listener."""
         if (answer := self._asked.get(number)) is not None:
             answer.put(stats)
+
+    def save_prefix(self, token_ids: array[int], origin: StateOrigin, path: str, front: bytes) -> int:
+        """See EngineWorker; the child itself writes the file."""
+        return self._command("save_prefix", token_ids, origin, path, front)
+
+    def load_prefix(self, path: str, offset: int, origin: StateOrigin) -> int:
+        """See EngineWorker; the child itself reads the file."""
+        return self._command("load_prefix", path, offset, origin)
+
+    def _command(self, method: str, *args: Any) -> int:
+        """
+        Have the child call a method of its worker.
+
+        Raises:
+            EngineCrashed: The child died of it.
+            EngineClosedError: After `close`, or in a forked child.
+            GGUFEngineError: What the method raised.
+        """
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.submit(Command(next(self._numbers), method, args, answer.put))
+        result = receive(answer)
+        if isinstance(result, BaseException):
+            raise result
+        assert isinstance(result, int)
+        return result
 
     def check_process(self) -> None:
         """

@@ -31,7 +31,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from gguf_engine.engine.kv_cache import KVCache
 from gguf_engine.errors import StateError
@@ -99,6 +99,33 @@ def load_slot(kv_cache: KVCache, packed: bytes, origin: StateOrigin) -> int | No
     """
     state = unpack_state(packed, origin)
     return kv_cache.load(state.token_ids, state.data)
+
+
+def take_prefix(kv_cache: KVCache, token_ids: array[int]) -> State | None:
+    """
+    Return the state of the longest beginning of some ids that a slot holds, and of nothing beyond it.
+
+    On the engine's thread.
+
+    Returns:
+        None when no slot holds a beginning worth the name, or none is free to cut it out in.
+
+    Raises:
+        BackendError: The backend failed to save it.
+    """
+    wanted = array("i", [*token_ids, 0])  # the last id of a prompt is never shared
+    n_held, source = kv_cache.find(wanted)
+    if source is None:
+        return None
+    if kv_cache.n_held(source) == n_held:
+        return State(kv_cache.held(source)[:], kv_cache.save(source))
+    if not kv_cache.has_room_for_request:
+        return None
+    slot, n_held = kv_cache.open(wanted)
+    try:
+        return State(kv_cache.held(slot)[:], kv_cache.save(slot)) if n_held else None
+    finally:
+        kv_cache.release(slot)
 
 
 def pack_state(state: State, origin: StateOrigin) -> bytes:
@@ -189,9 +216,14 @@ def _little_endian(token_ids: Iterable[int]) -> array[int]:
     return ids
 
 
-def write_state(path: Path, packed: bytes) -> None:
+def write_state(path: Path, packed: bytes, front: bytes = b"") -> None:
     """
     Put a packed state into a file, all of it or nothing, and read it back.
+
+    Args:
+        path: Of the file.
+        packed: What `pack_state` returned.
+        front: What the file is to begin with; `read_state` is then given its length.
 
     Raises:
         StateError: The file reads back differently; the one that was there before stays.
@@ -200,10 +232,11 @@ def write_state(path: Path, packed: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=".state-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            file.write(front)
             file.write(packed)
             file.flush()
             os.fsync(file.fileno())
-        if Path(temporary).read_bytes() != packed:
+        if Path(temporary).read_bytes() != front + packed:
             raise StateError("corrupt", str(path), "it reads back differently from what was written")
         Path(temporary).replace(path)
     except BaseException:
@@ -223,12 +256,28 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def read_state(path: Path, *, max_bytes: int = MAX_STATE_BYTES) -> bytes:
+def open_regular(path: Path) -> BinaryIO:
+    """
+    Open a file to read; nothing that would wait, as a FIFO does for a writer.
+
+    Raises:
+        StateError: It is no regular file.
+        OSError: It cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StateError("not_a_state", str(path), "it is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_state(path: Path, *, offset: int = 0, max_bytes: int = MAX_STATE_BYTES) -> bytes:
     """
     Return the packed state in a file; what it says of its sizes is checked before it is read.
 
     Args:
         path: A regular file.
+        offset: Where in it the state begins.
         max_bytes: Refuse a larger one, unread: no state is larger than the KV cache and a little.
 
     Raises:
@@ -236,18 +285,14 @@ def read_state(path: Path, *, max_bytes: int = MAX_STATE_BYTES) -> bytes:
         OSError: It cannot be read.
     """
     name = str(path)
-    # Opening a FIFO would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise StateError("not_a_state", name, "it is no regular file")
-    with os.fdopen(descriptor, "rb") as file:
+    with open_regular(path) as file:
+        file.seek(offset)
+        n_bytes = max(0, os.fstat(file.fileno()).st_size - offset)
         prefix = file.read(_PREFIX.size)
-        _read_prefix(prefix, status.st_size, name)
-        if status.st_size > max_bytes:
-            what = f"it has {status.st_size} bytes, at most {max_bytes} can belong to this engine"
+        _read_prefix(prefix, n_bytes, name)
+        if n_bytes > max_bytes:
+            what = f"it has {n_bytes} bytes, at most {max_bytes} can belong to this engine"
             raise StateError("corrupt", name, what, _AGAIN)
-        packed = prefix + file.read(status.st_size - len(prefix))
+        packed = prefix + file.read(n_bytes - len(prefix))
     _read_prefix(packed, len(packed), name)
     return packed

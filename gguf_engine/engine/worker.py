@@ -12,12 +12,22 @@ import contextlib
 import os
 import queue
 import threading
+from array import array
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gguf_engine.engine.engine import Engine, EngineFacts, EngineStats
 from gguf_engine.engine.sequence import Deliver, Sequence
-from gguf_engine.errors import EngineClosedError, EngineSilentError
+from gguf_engine.engine.state import (
+    StateOrigin,
+    pack_state,
+    read_state,
+    take_prefix,
+    unpack_state,
+    write_state,
+)
+from gguf_engine.errors import EngineClosedError, EngineSilentError, StateError
 
 if TYPE_CHECKING:
     from gguf_engine.engine.request import Request
@@ -59,6 +69,12 @@ class Worker(Protocol):
 
     def stats(self, timeout_s: float) -> EngineStats:
         """Return what the engine is doing now. Raises EngineSilentError when it does not answer in time."""
+
+    def save_prefix(self, token_ids: array[int], origin: StateOrigin, path: str, front: bytes) -> int:
+        """Write the longest kept beginning of some ids to a file; see EngineWorker."""
+
+    def load_prefix(self, path: str, offset: int, origin: StateOrigin) -> int:
+        """Restore what `save_prefix` wrote; see EngineWorker."""
 
     def check_process(self) -> None:
         """Refuse use in a forked child."""
@@ -144,6 +160,59 @@ class EngineWorker:
             EngineClosedError: After `close`, or in a forked child.
         """
         return self.call(Engine.stats, timeout_s)
+
+    def save_prefix(self, token_ids: array[int], origin: StateOrigin, path: str, front: bytes) -> int:
+        """
+        Write the state of the longest beginning of some ids that is in the KV cache to a file.
+
+        Args:
+            token_ids: The ids.
+            origin: What the state belongs to.
+            path: Of the file, absolute; it is replaced whole or stays as it was.
+            front: What the file begins with.
+
+        Returns:
+            How many of the ids its state holds; with 0 nothing was written.
+
+        Raises:
+            StateError: The file cannot be written.
+            BackendError: The backend failed to save it.
+            EngineClosedError: After `close`, or in a forked child.
+        """
+        state = self.call(lambda engine: take_prefix(engine.kv_cache, token_ids))
+        if state is None:
+            return 0
+        try:  # in the caller's thread: other requests go on meanwhile
+            write_state(Path(path), pack_state(state, origin), front)
+        except OSError as error:
+            raise StateError("file", path, f"it cannot be written: {error}") from error
+        return len(state.token_ids)
+
+    def load_prefix(self, path: str, offset: int, origin: StateOrigin) -> int:
+        """
+        Restore what `save_prefix` wrote, for the next request that begins with its ids.
+
+        Args:
+            path: Of the file, absolute.
+            offset: How long its front is.
+            origin: What this engine's states belong to.
+
+        Returns:
+            How many ids are in the KV cache by it; 0 when running requests have all its room.
+
+        Raises:
+            StateError: It cannot be read, is damaged, or belongs to another model or other settings.
+            BackendError: The backend refused it all the same.
+            EngineClosedError: After `close`, or in a forked child.
+        """
+        try:
+            packed = read_state(Path(path), offset=offset)
+        except OSError as error:
+            raise StateError("file", path, f"it cannot be read: {error}") from error
+        state = unpack_state(packed, origin, path)
+        del packed
+        slot = self.call(lambda engine: engine.kv_cache.load(state.token_ids, state.data))
+        return 0 if slot is None else len(state.token_ids)
 
     def post(self, function: Callable[[Engine], None]) -> None:
         """Run a function on the engine's thread, between two passes, some time."""

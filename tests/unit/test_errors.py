@@ -21,6 +21,7 @@ SAMPLES = [
     errors.SamplingError("NaN"),
     errors.BackendError(-3, "llama.cpp failed"),
     errors.StateError("truncated", "a.state", "it has 5 of 90 bytes", "start anew"),
+    errors.SessionBusyError("busy"),
     errors.EngineCrashed(4711, "ended with SIGSEGV", "last words"),
     errors.EngineSilentError(5.0),
     errors.EngineClosedError("closed"),
