@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 from gguf_engine import __version__
-from gguf_engine.cli import bundle, chat, devices, inspect, lines, lock, pull, run, serve, tune
+from gguf_engine.cli import batch, bundle, chat, devices, inspect, lock, pull, run, serve, tune
 from gguf_engine.cli.errors import MEANINGS
 from gguf_engine.cli.options import Command, expand
 
@@ -41,7 +41,7 @@ def program(
 
 
 _VERBS = (
-    run.run, chat.chat, lines.lines, serve.serve,
+    run.run, chat.chat, batch.batch, serve.serve,
     pull.pull, lock.lock, bundle.bundle, bundle.unbundle,
     inspect.inspect, devices.devices, tune.tune,
 )  # fmt: skip

@@ -20,7 +20,16 @@ from gguf_engine.errors import (
     TokenizerError,
 )
 
-FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+FAILED, USAGE, SOME_FAILED, INTERRUPTED, BROKEN_PIPE = 1, 2, 7, 130, 141
+
+
+class LinesFailedError(GGUFEngineError):
+    """Some lines of a batch failed; the others were answered."""
+
+    def __init__(self, n_failed: int, n_lines: int) -> None:
+        self.n_failed, self.n_lines = n_failed, n_lines
+        super().__init__(f"{n_failed} of {n_lines} lines failed; their errors stand in the output")
+
 
 # The first class that fits decides.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -31,6 +40,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (TemplateError, 3),
     (HubError, 4),
     (DeviceError, 5),
+    (LinesFailedError, SOME_FAILED),
     (KeyboardInterrupt, INTERRUPTED),
     (BrokenPipeError, BROKEN_PIPE),
     (Exception, FAILED),
@@ -45,6 +55,7 @@ MEANINGS: Mapping[int, str] = MappingProxyType(
         4: "the hub or the network",
         5: "the device",
         6: "the prompt does not fit into the context",
+        SOME_FAILED: "some lines of a batch failed; their errors stand in its output",
         INTERRUPTED: "interrupted by Ctrl-C; the text so far stands on stdout",
         BROKEN_PIPE: "whoever read stdout closed it",
     }

@@ -142,29 +142,6 @@ def test_a_reader_that_leaves_ends_the_program_quietly(start: Any) -> None:
     assert process.wait() == 141
 
 
-def test_lines_answers_each_line_before_the_next_is_sent(start: Any, answer: str) -> None:
-    process = start("lines", "--model", "haiku", "--seed", "1")
-    for _ in range(2):
-        process.stdin.write(PROMPT.encode() + b"\n")
-        process.stdin.flush()
-        assert process.stdout.readline().decode() == answer.replace("\n", "\\n") + "\n"
-    process.stdin.close()
-    assert (process.wait(), process.stderr.read()) == (0, b"")
-
-
-def test_lines_speaks_json_and_ends_with_130_on_ctrl_c(start: Any, answer: str) -> None:
-    process = start("lines", "--model", "haiku", "--json")
-    process.stdin.write(
-        b'{"id": 1}\n' + json.dumps({"id": 2, "prompt": PROMPT, "seed": 1}).encode() + b"\n"
-    )
-    process.stdin.flush()
-    assert json.loads(process.stdout.readline())["error"]["type"] == "OptionError"
-    assert json.loads(process.stdout.readline())["text"] == answer
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
-    assert process.stderr.read().count(b"\n") == 1
-
-
 class Terminal:
     """A chat on a terminal of its own."""
 

@@ -17,7 +17,7 @@ HEAVY = ("llama_cpp", "numpy", "rich", "huggingface_hub", "tokenizers", "jinja2"
 def test_help_lists_the_verbs_and_the_exit_codes() -> None:
     code, out, err = run_cli("--help")
     assert (code, err) == (0, "")
-    for verb in ("run", "chat", "lines", "pull", "inspect", "devices"):
+    for verb in ("run", "chat", "batch", "pull", "inspect", "devices"):
         assert f"\n  {verb} " in out
     for number, meaning in MEANINGS.items():
         assert f"{number}" in out
@@ -56,7 +56,7 @@ def test_version_is_the_package_version() -> None:
         (["run", "x", "--seed"], "'--seed' requires an argument"),
         (["run", "--top-k", "-1", "x"], "--top-k is -1; allowed"),
         (["run", "--temperature", "nan", "x"], "--temperature is nan; allowed"),
-        (["lines", "--n-slots", "0"], "--n-slots is 0; allowed: an integer in 1..256"),
+        (["batch", "--n-slots", "0"], "--n-slots is 0; allowed: an integer in 1..256"),
         (["chat", "--logprobs", "1"], "unknown option --logprobs"),
         (["run", "--logprobs", "1", "x"], "add --json"),
         (

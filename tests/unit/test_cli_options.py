@@ -36,7 +36,7 @@ def test_help_of_several_lines_is_one_paragraph() -> None:
     assert "\n" not in help_texts(SamplingParams)["logprobs"]
 
 
-@pytest.mark.parametrize("verb", ["run", "chat", "lines"])
+@pytest.mark.parametrize("verb", ["run", "chat", "batch"])
 def test_every_field_is_an_option_of_every_verb_that_answers(verb: str) -> None:
     names = {parameter.name for parameter in make_command().commands[verb].params}
     wanted = {field.name for kind in CLASSES for field in fields(kind)}
