@@ -28,7 +28,7 @@ def newest(benchmark: str) -> dict[str, Any]:
 
 def make_tables() -> str:
     """Return all tables, each with the command that made its record."""
-    return "\n".join([*_overhead(), *_batching(), *_sampler(), *_detokenizer()])
+    return "\n".join([*_overhead(), *_batching(), *_isolation(), *_cancel(), *_sampler(), *_detokenizer()])
 
 
 def _overhead() -> list[str]:
@@ -64,6 +64,29 @@ def _batching() -> list[str]:
     ]
     caption = f"Streams of the haiku model, {_threads(record)}: total tokens/s against a bare ctypes loop"
     return _table("batching", caption, ("streams", "gguf_engine/s", "bare loop/s", "of bare"), rows)
+
+
+def _isolation() -> list[str]:
+    record = newest("isolation")["results"]
+    rows = [
+        (width, *(f"{row[kind]['median']:.0f}" for kind in ("thread", "process")), f"{row['cost_us']:.0f}")
+        for width, row in record["widths"].items()
+    ]
+    caption = 'The engine in a process of its own, `isolation="process"`, haiku model: microseconds a token'
+    return _table("isolation", caption, ("streams", "in a thread", "in a process", "cost"), rows)
+
+
+def _cancel() -> list[str]:
+    record = newest("cancel")["results"]
+    rows = [
+        (model, way.replace("_", " "), *(f"{row[name]:.1f}" for name in ("median_ms", "p99_ms", "max_ms")))
+        for model, ways in record["models"].items()
+        for way, row in ways.items()
+    ]
+    caption = (
+        f"A cancel inside a prompt of {record['n_prompt']:,} tokens, until the slot is free, milliseconds"
+    )
+    return _table("cancel", caption, ("model", "from", "median", "p99", "most"), rows)
 
 
 def _threads(record: dict[str, Any]) -> str:
