@@ -24,7 +24,7 @@ from gguf_engine.engine.engine import EngineFacts, EngineStats
 from gguf_engine.engine.link import Child, Command, Ticket
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver
-from gguf_engine.engine.worker import receive
+from gguf_engine.engine.worker import receive, refuse_fork
 from gguf_engine.errors import (
     EngineClosedError,
     EngineCrashed,
@@ -222,11 +222,7 @@ class ProcessWorker:
         Raises:
             EngineClosedError: This is a fork of the process that loaded the engine.
         """
-        if os.getpid() != self._pid:
-            raise EngineClosedError(
-                f"this engine was loaded by process {self._pid} and cannot be used in its forked "
-                f"child {os.getpid()}; start the child afresh (multiprocessing's 'spawn') and load there"
-            )
+        refuse_fork(self._pid)
 
     def close(self) -> None:
         """End every request with EngineClosedError, end the child, join the thread; twice is fine."""

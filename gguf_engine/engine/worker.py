@@ -52,6 +52,20 @@ def receive(source: queue.SimpleQueue[_T]) -> _T:
             return source.get(timeout=PULSE_S)
 
 
+def refuse_fork(loaded_by: int) -> None:
+    """
+    Refuse use in a fork of the process that loaded an engine.
+
+    Raises:
+        EngineClosedError: This is not the process `loaded_by`.
+    """
+    if os.getpid() != loaded_by:
+        raise EngineClosedError(
+            f"this engine was loaded by process {loaded_by} and cannot be used in its forked "
+            f"child {os.getpid()}; start the child afresh (multiprocessing's 'spawn') and load there"
+        )
+
+
 class Worker(Protocol):
     """Whatever runs requests: an engine in a thread (EngineWorker) or in a process (ProcessWorker)."""
 
@@ -251,11 +265,7 @@ class EngineWorker:
         Raises:
             EngineClosedError: This is a child of the process that loaded the engine.
         """
-        if os.getpid() != self._pid:
-            raise EngineClosedError(
-                f"this engine was loaded by process {self._pid} and cannot be used in its forked "
-                f"child {os.getpid()}; start the child afresh (multiprocessing's 'spawn') and load there"
-            )
+        refuse_fork(self._pid)
 
     def _send(self, message: _Message) -> None:
         self.check_process()
