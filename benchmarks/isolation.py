@@ -1,7 +1,7 @@
 """
 What `isolation="process"` costs: time a token against the in-thread worker, and the load.
 
-Each token crosses a pipe as JSON, at most one message a millisecond and stream; the child runs the
+Each token crosses a pipe as JSON, at most one message every 5 ms and stream; the child runs the
 same engine. Both take turns within each round, on the haiku model, at 1 and 8 streams.
 
     python benchmarks/isolation.py [--rounds N] [--record]

@@ -17,6 +17,7 @@ from gguf_engine.backend.base import (
     Placement,
     Rows,
 )
+from gguf_engine.engine.embedding import Embeddings
 from gguf_engine.engine.kv_cache import KVCache
 from gguf_engine.engine.prefix_store import PrefixCache, PrefixStore
 from gguf_engine.engine.presets import PRESETS, PrefillPace
@@ -125,6 +126,7 @@ class Engine:
             self.speculation,
             PrefillPace(chosen.pass_s, backend.n_batch),
         )
+        self.embeddings = Embeddings(backend, PrefillPace(chosen.pass_s, backend.n_batch))
         self._prefixes = prefixes
         self._prompts: frozenset[Sequence] = frozenset()  # computed by the pass under way
         try:
@@ -162,7 +164,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        return bool(self.scheduler.running or self.scheduler.waiting or self.embeddings.has_work)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a request; one that asks for nothing ends here."""
@@ -199,7 +201,11 @@ class Engine:
             self.backend.abort()
 
     def step(self) -> None:
-        """Run one forward pass and give its results to their sequences."""
+        """Run one forward pass and give its results to their sequences; before it, one over texts to embed."""
+        if self.embeddings.has_work:
+            for sequence in self.scheduler.running:
+                sequence.hand_over_rest()
+            self.embeddings.step(is_busy=self.scheduler.is_busy)
         if self._prefixes is not None:
             self._prefixes.restore(self.kv_cache, is_busy=self.scheduler.is_busy)
         chunks, requests = self._decide()
@@ -236,6 +242,9 @@ class Engine:
             )
             if any(sequence.is_unwanted for sequence in self._prompts):
                 self.backend.abort()
+            if self._prompts:
+                for chunk in chunks:
+                    chunk.sequence.hand_over_rest()  # a prompt makes this pass a long one
         started_at = time.perf_counter()
         try:
             rows = self.backend.forward(batch)
@@ -315,11 +324,13 @@ class Engine:
         """End every request with `error`."""
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
             self._end_with_error(sequence, error)
+        self.embeddings.fail_all(error)
 
     def close(self) -> None:
         """Free the sampler and the backend; twice is fine."""
         self.sampler.close()
         self.speculation.close()
+        self.embeddings.close()
         if self._prefixes is not None:
             self._prefixes.close()
         self.backend.close()

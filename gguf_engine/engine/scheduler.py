@@ -271,7 +271,7 @@ class Scheduler:
             keep: Leave its ids in an idle slot: what others do not need is not lost.
         """
         self.remove(sequence, keep=keep)
-        sequence.pause()
+        sequence.hand_over_rest()
         insort(self.waiting, sequence, key=_by_rank)
 
     def remove(self, sequence: Sequence, *, keep: bool) -> None:
