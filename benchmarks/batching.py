@@ -4,7 +4,8 @@ Total tokens/s of 1, 2, 4, 8, 16 concurrent streams, against a bare ctypes loop 
 
 What bounds it: a pass over n rows reads the weights once, so wider batches gain until arithmetic or
 attention takes over; what they gain is the processor's doing. What is ours is to lose none of it: one
-native call samples all rows, and each stream is read by a thread of its own.
+native call samples all rows, and each stream is read by a thread of its own. Each width has engines with
+as many slots, so that no answer of another round stays beside it in the KV cache.
 
     python benchmarks/batching.py [--model haiku|FILE] [--threads N] [--rounds N] [--tokens N]
                                   [--xllamacpp PYTHON] [--record]
@@ -39,9 +40,9 @@ Run = Callable[[list[list[int]], int], float]
 """Takes prompts and a seed, returns the tokens/s of all together."""
 
 
-def engine_runner(path: Path, n_threads: int, n_tokens: int) -> tuple[LLM, Run]:
+def engine_runner(path: Path, n_slots: int, n_threads: int, n_tokens: int) -> tuple[LLM, Run]:
     """Return the model, and what reads one stream a prompt, each in its own thread."""
-    llm = LLM.load(path, device="cpu", n_threads=n_threads, n_slots=16, n_cells=N_CELLS, tuned=False)
+    llm = LLM.load(path, device="cpu", n_threads=n_threads, n_slots=n_slots, n_cells=N_CELLS, tuned=False)
 
     def read(prompt: list[int], seed: int) -> None:
         stream = llm.stream(prompt, seed=seed, max_tokens=n_tokens, ignore_eos=True, min_p=0.1)
@@ -61,9 +62,8 @@ def engine_runner(path: Path, n_threads: int, n_tokens: int) -> tuple[LLM, Run]:
     return llm, run
 
 
-def bare_runner(path: Path, n_threads: int, n_tokens: int) -> Run:
+def bare_runner(bare: BareLoop, n_tokens: int) -> Run:
     """Return what runs the bare loop over all prompts in step."""
-    bare = BareLoop(path, n_ctx=N_CELLS, n_slots=16, n_threads=n_threads)
 
     def run(prompts: list[list[int]], seed: int) -> float:
         start = time.perf_counter()
@@ -126,16 +126,17 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     path = resolve_model(args.model).weights
-    llm, engine = engine_runner(path, args.threads, args.tokens)
-    runs: dict[str, Run] = {"gguf_engine": engine}
-    runs["bare"] = bare_runner(path, args.threads, args.tokens)
-    runs["llama_cpp.Llama"] = llama_runner(path, args.threads, args.tokens)
+    others = {"llama_cpp.Llama": llama_runner(path, args.threads, args.tokens)}
     if args.xllamacpp:
-        runs["xllamacpp"] = xllamacpp_runner(args.xllamacpp, path, args.threads, args.tokens)
-    prompts = [llm.encode(prompt, chat=True) for prompt in PROMPTS]
+        others["xllamacpp"] = xllamacpp_runner(args.xllamacpp, path, args.threads, args.tokens)
     results: dict[str, Any] = {}
-    say(f"{'streams':>8}" + "".join(f"{name + '/s':>20}" for name in runs) + f"{'of bare':>9}")
+    names = ("gguf_engine", "bare", *others)
+    say(f"{'streams':>8}" + "".join(f"{name + '/s':>20}" for name in names) + f"{'of bare':>9}")
     for width in args.widths:
+        llm, engine = engine_runner(path, width, args.threads, args.tokens)
+        bare = BareLoop(path, n_ctx=N_CELLS, n_slots=width, n_threads=args.threads)
+        runs = {"gguf_engine": engine, "bare": bare_runner(bare, args.tokens), **others}
+        prompts = [llm.encode(prompt, chat=True) for prompt in PROMPTS]
         rates: dict[str, list[float]] = {name: [] for name in runs}
         for round_ in range(args.rounds + 1):
             for name, run in runs.items():
@@ -148,7 +149,8 @@ def main() -> None:
             row[f"of_{name}"] = medians["gguf_engine"] / medians[name]
         results[str(width)] = row
         say(f"{width:>8}" + "".join(f"{medians[name]:20.1f}" for name in runs) + f"{row['of_bare']:9.2f}")
-    llm.close()
+        llm.close()
+        bare.close()
     found = {
         "model": path.name if args.model == "haiku" else args.model,
         "n_threads": args.threads,
