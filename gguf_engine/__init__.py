@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gguf_engine.errors import (
         BackendError,
         DeviceError,
+        EmbeddingError,
         EngineClosedError,
         EngineCrashed,
         EngineSilentError,
@@ -53,6 +54,7 @@ _HOMES = {
     "BackendError": "errors",
     "Completion": "outputs",
     "DeviceError": "errors",
+    "EmbeddingError": "errors",
     "EngineClosedError": "errors",
     "EngineCrashed": "errors",
     "EngineParams": "params",
@@ -92,6 +94,7 @@ __all__ = [
     "BackendError",
     "Completion",
     "DeviceError",
+    "EmbeddingError",
     "EngineClosedError",
     "EngineCrashed",
     "EngineParams",

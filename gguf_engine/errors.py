@@ -14,6 +14,7 @@ Every error this package raises on purpose.
     ├── PromptTooLongError     more prompt than context
     ├── SamplingError          a logits row that cannot be sampled
     ├── BackendError           llama.cpp failed during a forward pass
+    ├── EmbeddingError         a model that makes no embeddings
     ├── StateError             a saved state or session that is damaged or belongs elsewhere
     ├── SessionBusyError       a second turn of a session while one runs
     ├── EngineCrashed          the process of an isolated engine died
@@ -126,9 +127,9 @@ class DeviceError(GGUFEngineError):
 
 
 class PromptTooLongError(GGUFEngineError, ValueError):
-    """A prompt that leaves no room for an answer."""
+    """A prompt that leaves no room for an answer, or a text that is longer than the context."""
 
-    def __init__(self, n_prompt: int, n_ctx: int, n_ctx_train: int) -> None:
+    def __init__(self, n_prompt: int, n_ctx: int, n_ctx_train: int, what: str = "prompt") -> None:
         self.n_prompt, self.n_ctx, self.n_ctx_train = n_prompt, n_ctx, n_ctx_train
         wanted = n_ctx
         while wanted <= n_prompt:
@@ -138,7 +139,7 @@ class PromptTooLongError(GGUFEngineError, ValueError):
             if n_ctx_train > n_prompt
             else f"shorten it: the model itself was trained for {n_ctx_train}"
         )
-        super().__init__(f"prompt is {n_prompt} tokens, the context holds {n_ctx}; {way_out}")
+        super().__init__(f"{what} is {n_prompt} tokens, the context holds {n_ctx}; {way_out}")
 
 
 class SamplingError(GGUFEngineError):
@@ -156,6 +157,14 @@ class BackendError(GGUFEngineError):
     def __init__(self, status: int, what: str) -> None:
         self.status, self.what = status, what
         super().__init__(f"{what} (llama_decode returned {status})")
+
+
+class EmbeddingError(GGUFEngineError):
+    """Embeddings of a model that cannot make any."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"this model makes no embeddings: {what}; use one made for them")
 
 
 class StateError(GGUFEngineError):

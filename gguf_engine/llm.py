@@ -4,45 +4,40 @@ from __future__ import annotations
 
 import threading
 import weakref
-from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceABC
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gguf_engine.engine.engine import EngineFacts, EngineMaker, EngineStats
-from gguf_engine.engine.forced import Forced
-from gguf_engine.engine.request import Request
-from gguf_engine.engine.system_prefix import SystemPrefixes
+from gguf_engine.engine.engine import EngineMaker, EngineStats
 from gguf_engine.engine.worker import EngineWorker, Worker
-from gguf_engine.errors import OptionError, PromptTooLongError, TokenizerError
+from gguf_engine.errors import OptionError
 from gguf_engine.outputs import Completion
-from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params, check_priority
-from gguf_engine.sampling.sampler import check_bias
+from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params
+from gguf_engine.prompts import Prompt, Prompts
 from gguf_engine.sessionfile import OnFull, PrefixFiles
 from gguf_engine.streams import AsyncStream, Stream
 from gguf_engine.text.chat import ChatTemplate, Message
 from gguf_engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gguf_engine.backend.base import Backend
+    from gguf_engine.embeddings import Text
     from gguf_engine.engine.prefix_store import PrefixCache
     from gguf_engine.engine.process import ProcessWorker
-    from gguf_engine.engine.speculative import DraftMaker, Proposer
+    from gguf_engine.engine.speculative import DraftMaker
     from gguf_engine.engine.state import StateOrigin
     from gguf_engine.opening import Progress
     from gguf_engine.params import PresetName
     from gguf_engine.session import Session
-    from gguf_engine.text.constraint import Constraint
-
-Prompt = str | SequenceABC[int | Message]
-"""Raw text, token ids, or messages. A string is raw text unless a method says it is a user's turn."""
 
 
-class LLM:
+class LLM(Prompts):
     """
     A model and its tokenizer, ready to answer.
 
@@ -82,12 +77,8 @@ class LLM:
         draft: DraftMaker | None = None,
         state_origin: Callable[[int, int], StateOrigin] | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.metadata = {} if metadata is None else metadata
-        self.model = model
-        self._template = template
-        self.isolation = isolation
-        self._prefixes = None if prefix_cache is None else SystemPrefixes(self.encode)
+        super().__init__(tokenizer, template, metadata or {}, keeps_prefixes=prefix_cache is not None)
+        self.model, self.isolation = model, isolation
         make_engine = EngineMaker(make_backend, draft, preset, prefix_cache)
         if isolation not in ("thread", "process"):
             raise OptionError("isolation", isolation, "'thread' or 'process'")
@@ -107,17 +98,6 @@ class LLM:
             if hasattr(self, "_worker"):
                 self._worker.close()
             raise
-
-    def _learn(self, facts: EngineFacts) -> None:
-        """Keep what every request needs to know of the engine."""
-        if self.tokenizer.n_vocab > facts.n_vocab:
-            raise TokenizerError(
-                f"the tokenizer has {self.tokenizer.n_vocab} ids, the model {facts.n_vocab}; "
-                "pass the tokenizer.json that belongs to this model, or none"
-            )
-        self.n_ctx, self.n_ctx_train, self.n_vocab = facts.n_ctx, facts.n_ctx_train, facts.n_vocab
-        self.end_ids = facts.end_ids | self.tokenizer.end_ids
-        self.placement = facts.placement
 
     @classmethod
     def load(
@@ -268,25 +248,7 @@ class LLM:
             OptionError: No ids, or one that is none.
             PromptTooLongError: Prompt and answer together do not fit into the context.
         """
-        prompt_ids = self.encode(prompt)
-        forced = tuple(map(self._checked, target_ids))
-        if not forced:
-            raise OptionError("target", target_ids, "at least one token")
-        if len(prompt_ids) + len(forced) > self.n_ctx:
-            raise PromptTooLongError(len(prompt_ids) + len(forced), self.n_ctx, self.n_ctx_train)
-        params = SamplingParams(
-            temperature=0.0,
-            repeat_penalty=1.0,
-            seed=0,
-            max_tokens=len(forced),
-            logprobs=0,
-            raw_logprobs=True,
-        )
-        answer = Forced(len(prompt_ids), forced)
-        request = self._request(
-            prompt_ids, params, chat=False, options={}, constraint=answer, proposer=answer
-        )
-        return Stream(self._worker, replace(request, end_ids=frozenset()), self)
+        return Stream(self._worker, self._target_request(prompt, target_ids), self)
 
     def streams(
         self,
@@ -347,35 +309,43 @@ class LLM:
 
         return Session(self, system=system, on_full=on_full, params=params, **options)
 
-    def _request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        *,
-        chat: bool,
-        options: dict[str, Any],
-        constraint: Constraint | None = None,
-        proposer: Proposer | None = None,
-        priority: int = 0,
-    ) -> Request:
-        """Check everything that can be checked before the engine sees the request."""
-        chosen = build_params(SamplingParams, options, params)
-        check_bias(chosen, self.n_vocab)
-        prompt_ids = array("i", self.encode(prompt, chat=chat))
-        if len(prompt_ids) >= self.n_ctx:
-            raise PromptTooLongError(len(prompt_ids), self.n_ctx, self.n_ctx_train)
-        return Request(
-            prompt_ids=prompt_ids,
-            params=chosen,
-            seed=chosen.chosen_seed(),
-            end_ids=self.end_ids,
-            n_vocab=self.n_vocab,
-            continues=isinstance(prompt, str) and not chat,
-            constraint=constraint,
-            proposer=proposer,
-            priority=check_priority(priority),
-            n_keep=0 if self._prefixes is None else self._prefixes.length(prompt, prompt_ids),
-        )
+    def embed(self, texts: str | SequenceABC[Text], *, normalize: bool = True) -> NDArray[np.float32]:
+        """
+        Return the embedding of each text.
+
+        A text's vector is made of those of its tokens as the model's file says: their mean, the first one's
+        or the last one's. Where it says nothing it is their mean, which of a model made to write is a rough
+        likeness of meaning and no more. Texts share forward passes, also with those of other callers; among
+        them a vector differs by rounding from what it is alone (their cosine is over 0.999).
+
+        Embeddings have KV cells of their own, made at the first use: as many as the longest text so far has
+        tokens, rounded up to a power of two, and 512 at least.
+
+        Args:
+            texts: One text, or several; each a string, or token ids, which are taken as they are.
+            normalize: Scale each vector to length 1, so that a product of two is their cosine.
+
+        Returns:
+            (n_texts, n_embd) float32, in the order of the texts.
+
+        Raises:
+            OptionError: No text, an empty one, or something that is none.
+            PromptTooLongError: A text is longer than the context; says which.
+            EmbeddingError: The model makes no embeddings.
+            BackendError: The model failed.
+            EngineClosedError: After `close`.
+        """
+        from gguf_engine.embeddings import embed
+
+        return embed(self._worker, self.encode_texts(texts), normalize=normalize)
+
+    async def aembed(
+        self, texts: str | SequenceABC[Text], *, normalize: bool = True
+    ) -> NDArray[np.float32]:
+        """Return the embedding of each text, inside a running event loop; see `embed`."""
+        from gguf_engine.embeddings import aembed
+
+        return await aembed(self._worker, self.encode_texts(texts), normalize=normalize)
 
     def stats(self, timeout_s: float = 5.0) -> EngineStats:
         """
@@ -387,45 +357,6 @@ class LLM:
             EngineClosedError: After `close`.
         """
         return self._worker.stats(timeout_s)
-
-    def encode(self, prompt: Prompt, *, chat: bool = False) -> list[int]:
-        """
-        Return the token ids of a prompt, as a request would compute them.
-
-        Args:
-            prompt: As in `generate`.
-            chat: Whether a string is a message of the user.
-        """
-        if isinstance(prompt, str):
-            if chat:
-                return self.encode([{"role": "user", "content": prompt}])
-            ids = self.tokenizer.encode(prompt)
-        elif isinstance(prompt, (bytes, bytearray, Mapping)) or not isinstance(prompt, SequenceABC):
-            raise OptionError("prompt", prompt, "text, or a list of messages or of token ids")
-        elif chat or (prompt and isinstance(prompt[0], Mapping)):
-            ids = self.template.encode(prompt, self.tokenizer)  # type: ignore[arg-type]
-        else:
-            ids = [self._checked(token_id) for token_id in prompt]
-        if not ids:
-            raise OptionError("prompt", prompt, "at least one token, or one message")
-        return ids
-
-    def _checked(self, token_id: Any) -> int:
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.n_vocab:
-            raise OptionError("prompt", token_id, f"text, messages, or token ids in 0..{self.n_vocab - 1}")
-        return token_id
-
-    @property
-    def template(self) -> ChatTemplate:
-        """
-        The chat template in use.
-
-        Raises:
-            TemplateError: The model has none and none was passed.
-        """
-        if self._template is None:
-            self._template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
-        return self._template
 
     def close(self) -> None:
         """End every request and free the model; twice is fine."""

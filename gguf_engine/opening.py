@@ -78,9 +78,7 @@ def open_model(
     from gguf_engine.backend.llama import LlamaBackend, list_devices
     from gguf_engine.engine.identity import prefix_cache_for, state_origin
     from gguf_engine.loader.catalog import part_names
-    from gguf_engine.loader.gguf import read_gguf
     from gguf_engine.loader.preflight import has_full_rules
-    from gguf_engine.loader.preflight import preflight as check_header
     from gguf_engine.loader.resolve import resolve_model
     from gguf_engine.tuned import tuned_options
 
@@ -99,9 +97,7 @@ def open_model(
         progress=None if progress is None else lambda *done: progress("download", *done),
     )
     files = fetch(model, revision=revision)
-    gguf = read_gguf(files.weights)
-    if preflight:
-        check_header(gguf)
+    gguf = _read_header(files.weights, preflight=preflight)
     text = _load_tokenizer(gguf, files.tokenizer if tokenizer is None else Path(tokenizer))
     template = None if chat_template is None else _read_template(chat_template, text)
     on_killed = _check_tensors(files, gguf, progress) if preflight else None
@@ -112,11 +108,6 @@ def open_model(
     draft, draft_gguf = _open_draft(params, gguf, fetch, preflight=preflight, progress=progress)
     if draft_gguf is not None:
         on_killed = None  # nobody knows which of the two it was
-
-    def on_load(done: float) -> None:
-        if progress is not None:
-            progress("load", files.weights.name, round(done * gguf.size), gguf.size)
-
     return Opened(
         make_backend=partial(LlamaBackend, files.weights, params, **tuned),
         preset=params.preset,
@@ -125,7 +116,7 @@ def open_model(
         template=template,
         metadata=gguf.metadata,
         is_known_family=has_full_rules(gguf) and (draft_gguf is None or has_full_rules(draft_gguf)),
-        on_load=on_load,
+        on_load=_load_progress(progress, gguf),
         on_killed=on_killed or (lambda _: None),
         state_origin=partial(state_origin, params, parts, blobs=files.commit is not None),
         draft=draft,
@@ -144,17 +135,13 @@ def _open_draft(
     from gguf_engine.backend.llama import MAX_N_CTX_BY_DEFAULT, LlamaBackend
     from gguf_engine.engine.speculative import DraftMaker
     from gguf_engine.loader.draft import check_draft
-    from gguf_engine.loader.gguf import read_gguf
-    from gguf_engine.loader.preflight import preflight as check_header
 
     if params.draft is None:
         return None, None
     if params.draft == "lookup":
         return DraftMaker(n_max=params.n_draft), None
     files = fetch(params.draft)
-    gguf = read_gguf(files.weights)
-    if preflight:
-        check_header(gguf)
+    gguf = _read_header(files.weights, preflight=preflight)
     check_draft(target, gguf)
     if preflight:
         _check_tensors(files, gguf, progress)
@@ -168,6 +155,26 @@ def _open_draft(
     )
     make_backend = partial(LlamaBackend, files.weights, draft_params)
     return DraftMaker(n_max=params.n_draft, make_backend=make_backend), gguf
+
+
+def _read_header(weights: Path, *, preflight: bool) -> GGUFFile:
+    from gguf_engine.loader.gguf import read_gguf
+    from gguf_engine.loader.preflight import preflight as check_header
+
+    gguf = read_gguf(weights)
+    if preflight:
+        check_header(gguf)
+    return gguf
+
+
+def _load_progress(progress: Progress | None, gguf: GGUFFile) -> Callable[[float], object]:
+    """Return what takes the share that is loaded and tells it in bytes."""
+
+    def on_load(done: float) -> None:
+        if progress is not None:
+            progress("load", gguf.path.name, round(done * gguf.size), gguf.size)
+
+    return on_load
 
 
 def _n_ctx_train(gguf: GGUFFile) -> int:

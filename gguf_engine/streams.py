@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 
 from gguf_engine.engine.request import Request
@@ -15,6 +16,7 @@ from gguf_engine.errors import EngineClosedError
 from gguf_engine.outputs import Completion, Piece, TokenLogprob
 
 Delivered = list[Piece] | BaseException
+Hear = Callable[[float, Delivered], object]
 
 
 class _Submitted:
@@ -129,18 +131,25 @@ class AsyncStream(_Submitted, AsyncIterator[Piece]):
     """
 
     def __init__(self, worker: Worker, request: Request, owner: object = None) -> None:
-        import asyncio  # here, because it takes as long to import as half of this package
+        self._handover = _Handover()
+        super().__init__(worker, request, self._handover.put, owner)
 
-        loop = asyncio.get_running_loop()
-        handed_over: asyncio.Queue[Delivered] = asyncio.Queue()
+    def listen(self, hear: Hear, *, whole: bool) -> None:
+        """
+        Have what comes told, instead of reading it. To be called once, where the stream was made.
 
-        def deliver(delivered: Delivered) -> None:
-            # A loop that is closed, now or meanwhile, has nobody left who reads.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(handed_over.put_nowait, delivered)
+        Args:
+            hear: Called in the event loop with the time at which pieces came, by `time.perf_counter`, and
+                with them, or with the error that ended the request.
+            whole: Call it only when the last piece has come.
+        """
 
-        self._queue = handed_over
-        super().__init__(worker, request, deliver, owner)
+        def note_end(at: float, delivered: Delivered) -> None:
+            self._is_done = self._is_done or _is_last(delivered)
+            hear(at, delivered)
+
+        self._is_read = True
+        self._handover.listen(note_end, whole=whole)
 
     def __aiter__(self) -> AsyncStream:
         return self
@@ -153,7 +162,7 @@ class AsyncStream(_Submitted, AsyncIterator[Piece]):
                 raise StopAsyncIteration
             self._worker.check_process()
             try:
-                self._put(await self._queue.get())
+                self._put(await self._handover.get())
             except asyncio.CancelledError:
                 self.close()
                 raise
@@ -162,6 +171,53 @@ class AsyncStream(_Submitted, AsyncIterator[Piece]):
     async def aclose(self) -> None:
         """End the request and the iteration."""
         self.close()
+
+
+class _Handover:
+    """Between the thread that an engine delivers in and the event loop that reads: one wake-up for many."""
+
+    def __init__(self) -> None:
+        import asyncio  # here, because it takes as long to import as half of this package
+
+        self._loop = asyncio.get_running_loop()
+        self._came: deque[tuple[float, Delivered]] = deque()
+        self._news = asyncio.Event()
+        self._hear: Hear | None = None
+        self._whole = self._is_waking = False
+
+    def put(self, delivered: Delivered) -> None:
+        """Hand over; called in the engine's thread."""
+        self._came.append((time.perf_counter(), delivered))
+        # Whoever set the flag looks at what came only after taking it down: nothing is left lying.
+        if not self._is_waking and (not self._whole or _is_last(delivered)):
+            self._is_waking = True
+            # A loop that is closed, now or meanwhile, has nobody left who reads.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False
+        if self._hear is None:
+            self._news.set()
+            return
+        while self._came:
+            self._hear(*self._came.popleft())
+
+    def listen(self, hear: Hear, *, whole: bool) -> None:
+        """Tell `hear` from now on; what has come already comes first."""
+        self._hear, self._whole = hear, whole
+        self._loop.call_soon(self._wake)
+
+    async def get(self) -> Delivered:
+        """Wait for the next delivery."""
+        while not self._came:
+            self._news.clear()
+            await self._news.wait()
+        return self._came.popleft()[1]
+
+
+def _is_last(delivered: Delivered) -> bool:
+    return isinstance(delivered, BaseException) or delivered[-1].finish_reason is not None
 
 
 def join(pieces: list[Piece], seed: int) -> Completion:

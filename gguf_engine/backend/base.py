@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,7 @@ class Placement:
         n_layers: Layers of the model, the output layer not counted.
         n_layers_offloaded: How many of them are on a GPU.
         weight_bytes, kv_cache_bytes, compute_bytes: Buffer sizes by llama.cpp's device name.
+        n_threads, n_threads_batch: Most CPU threads of a pass over one token, and over several.
         adapters: The scale of each LoRA adapter, by its path.
     """
 
@@ -83,7 +84,53 @@ class Placement:
     weight_bytes: dict[str, int]
     kv_cache_bytes: dict[str, int]
     compute_bytes: dict[str, int]
+    n_threads: int
+    n_threads_batch: int
     adapters: dict[str, float] = field(default_factory=dict)
+
+
+Pooling = Literal["mean", "cls", "last"]
+"""How a text's one vector comes of its tokens' vectors: their mean, that of the first, that of the last."""
+
+
+class Embedder(Protocol):
+    """
+    Computes the tokens of texts to vectors, on a backend's weights and in KV cells of its own.
+
+    Attributes:
+        n_embd: Length of a vector.
+        pooling: What the model's vectors are made for.
+        n_slots: Texts that can be under way at once; slots are 0..n_slots-1.
+        n_cells: Tokens of all texts that are under way.
+        n_batch: Most tokens of one forward pass.
+        is_whole: Each pass must hold whole texts: the model looks ahead in them.
+    """
+
+    n_embd: int
+    pooling: Pooling
+    n_slots: int
+    n_cells: int
+    n_batch: int
+    is_whole: bool
+
+    def forward(self, batch: Batch) -> Rows:
+        """
+        Compute `batch`; return its tokens' vectors, (n_tokens, n_embd) float32, valid until the next time.
+
+        Raises:
+            ForwardAbortedError: `abort` was called; part of the batch may have been stored.
+            OutOfCellsError: No room for the batch; nothing was stored.
+            BackendError: Anything else; part of the batch may have been stored.
+        """
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds."""
+
+    def abort(self) -> None:
+        """Make the forward pass under way, or else the next, end early. From any thread."""
+
+    def close(self) -> None:
+        """Free everything but the weights; before the backend's own, twice is fine."""
 
 
 class Backend(Protocol):
@@ -141,6 +188,14 @@ class Backend(Protocol):
         Make the forward pass under way, or else the next, end early. From any thread.
 
         A pass that ends all the same has used the abort up.
+        """
+
+    def embedder(self, n_cells: int) -> Embedder:
+        """
+        Return what embeds texts of up to `n_cells` tokens, which shares this backend's weights.
+
+        Raises:
+            EmbeddingError: This model cannot, or there is no memory for so many cells.
         """
 
     def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:

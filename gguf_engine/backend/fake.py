@@ -14,8 +14,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError, Placement, Rows
-from gguf_engine.errors import BackendError, EngineClosedError, OptionError
+from gguf_engine.backend.base import (
+    Batch,
+    ForwardAbortedError,
+    OutOfCellsError,
+    Placement,
+    Pooling,
+    Rows,
+)
+from gguf_engine.errors import BackendError, EmbeddingError, EngineClosedError, OptionError
 
 _CELL = tuple[int, int, int]  # unique number (shared by copies), position, id
 
@@ -31,6 +38,7 @@ class FakeBackend:
         forward_s: Seconds to spend in each forward pass; `abort` cuts them short.
         can_truncate: False acts like a recurrent model: a slot is kept whole or dropped.
         fail_after: Forward passes that succeed before one raises BackendError; None for never.
+        pooling: See Embedder; None for a model that makes no embeddings.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class FakeBackend:
         forward_s: float = 0.0,
         can_truncate: bool = True,
         fail_after: int | None = None,
+        pooling: Pooling | None = "mean",
     ) -> None:
         self.n_vocab, self.n_ctx, self.n_ctx_train = n_vocab, n_ctx, n_ctx
         self.n_slots, self.n_batch = n_slots, n_batch
@@ -57,6 +66,7 @@ class FakeBackend:
         self.n_tokens = 0
         self._end_id, self._peak, self._forward_s = end_id, peak, forward_s
         self._can_truncate, self._fail_after = can_truncate, fail_after
+        self._pooling = pooling
         self._cells: list[list[_CELL]] = [[] for _ in range(n_slots)]
         self._next_cell = 0
         self._abort = threading.Event()
@@ -131,6 +141,13 @@ class FakeBackend:
             self._cells[slot].append((self._next_cell, position, token_id))
             self._next_cell += 1
 
+    def embedder(self, n_cells: int) -> FakeEmbedder:
+        """Return one whose vectors are hashes, too."""
+        self._check_open()
+        if self._pooling is None:
+            raise EmbeddingError("it is a fake that was told so")
+        return FakeEmbedder(self, n_cells, self._pooling, forward_s=self._forward_s)
+
     def held(self, slot: int) -> list[int]:
         """Return the ids a slot holds, for tests."""
         return [token_id for _, _, token_id in self._cells[slot]]
@@ -152,3 +169,61 @@ class FakeBackend:
     def close(self) -> None:
         """Refuse whatever comes."""
         self._closed = True
+
+
+class FakeEmbedder:
+    """
+    Hashes as vectors: that of a token depends on what its slot holds up to it, and on nothing else.
+
+    Args:
+        backend: Whose ids and context it has.
+        n_cells: See Embedder.
+        pooling: See Embedder.
+        forward_s: Seconds to spend in each forward pass; `abort` cuts them short.
+    """
+
+    n_embd = 16
+    n_slots = 4
+
+    def __init__(self, backend: FakeBackend, n_cells: int, pooling: Pooling, *, forward_s: float) -> None:
+        self.pooling: Pooling = pooling
+        self.n_cells, self.n_batch, self.is_whole = n_cells, backend.n_batch, False
+        self._backend, self._forward_s = backend, forward_s
+        self._held: list[list[int]] = [[] for _ in range(self.n_slots)]
+        self._abort = threading.Event()
+        self.is_closed = False
+
+    def forward(self, batch: Batch) -> Rows:
+        """Store the batch and return one hashed vector per token."""
+        assert not self.is_closed
+        assert 0 < len(batch) <= self.n_batch, f"batch of {len(batch)}, n_batch is {self.n_batch}"
+        if self._abort.wait(self._forward_s):
+            self._abort.clear()
+            self._store(batch, (len(batch) + 1) // 2)
+            raise ForwardAbortedError
+        if sum(map(len, self._held)) + len(batch) > self.n_cells:
+            raise OutOfCellsError
+        return self._store(batch, len(batch))
+
+    def _store(self, batch: Batch, n_tokens: int) -> Rows:
+        rows = np.empty((n_tokens, self.n_embd), np.float32)  # (n_tokens, n_embd)
+        for i, token_id in enumerate(batch.token_ids[:n_tokens]):
+            held = self._held[batch.slots[i]]
+            assert batch.positions[i] == len(held) < self._backend.n_ctx, f"position {batch.positions[i]}"
+            assert 0 <= token_id < self._backend.n_vocab, f"token id {token_id}"
+            held.append(token_id)
+            random = np.random.Generator(np.random.PCG64(hash(tuple(held)) & (2**63 - 1)))
+            rows[i] = random.standard_normal(self.n_embd, dtype=np.float32)
+        return rows
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds."""
+        self._held[slot].clear()
+
+    def abort(self) -> None:
+        """Cut the forward pass short."""
+        self._abort.set()
+
+    def close(self) -> None:
+        """Refuse whatever comes."""
+        self.is_closed = True

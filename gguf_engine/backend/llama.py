@@ -20,7 +20,9 @@ import numpy as np
 from gguf_engine.backend._native import ffi, lib
 from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError, Placement, Rows
 from gguf_engine.backend.devices import Device, DeviceChoice, choose_for, device_handle, read_devices
+from gguf_engine.backend.llama_embedder import LlamaEmbedder
 from gguf_engine.backend.log import LogTail, read_placement
+from gguf_engine.backend.native_batch import NativeBatch
 from gguf_engine.backend.processors import usable_processors
 from gguf_engine.backend.threads import ThreadGovernor, choose_threads, make_governor
 from gguf_engine.errors import BackendError, EngineClosedError, ModelLoadError, OptionError
@@ -165,14 +167,20 @@ class LlamaBackend:
         with _log.capture() as lines:
             try:
                 self._load_model(path, params, choice, progress)
-                adapters = self._load_adapters(params)  # the context makes room for them
+                self._scales = self._load_adapters(params)  # the context makes room for them
                 self._make_context(path, params, choice, start_threads)
-                self._use_adapters(adapters)
+                self._use_adapters(self._context)
             except BaseException:
                 self.close()
                 raise
+        n_layers = int(_llama.llama_model_n_layer(self._model))
         self.placement: Placement | None = read_placement(
-            lines, choice.name, choice.reason + note, int(_llama.llama_model_n_layer(self._model)), adapters
+            lines,
+            choice.name,
+            choice.reason + note,
+            n_layers,
+            n_threads=self._n_threads,
+            adapters=self._scales,
         )
 
     def _load_model(
@@ -220,14 +228,14 @@ class LlamaBackend:
             raise OptionError("lora", params.lora, "each adapter once", "add up their scales instead")
         return scales
 
-    def _use_adapters(self, scales: dict[str, float]) -> None:
+    def _use_adapters(self, context: int | None) -> None:
         n = len(self._adapters)
         handles = (_llama.llama_adapter_lora_p_ctypes * n)(*self._adapters)
-        status = n and _llama.llama_set_adapters_lora(
-            self._context, handles, n, (ctypes.c_float * n)(*scales.values())
-        )
+        scales = (ctypes.c_float * n)(*self._scales.values())
+        status = n and _llama.llama_set_adapters_lora(context, handles, n, scales)
         if status:
-            raise BackendError(status, f"llama.cpp could not use the LoRA adapters {', '.join(scales)}")
+            names = ", ".join(self._scales)
+            raise BackendError(status, f"llama.cpp could not use the LoRA adapters {names}")
 
     def _make_context(
         self, path: Path, params: EngineParams, choice: DeviceChoice, start: tuple[int, int] | None
@@ -267,6 +275,7 @@ class LlamaBackend:
         context_params.abort_callback = self._abort_callback
         context_params.abort_callback_data = ctypes.addressof(self._abort_flag)
         context_params.no_perf = True
+        self._context_params = context_params
         self._context = _llama.llama_init_from_model(self._model, context_params)
         if not self._context:
             what = f"it could not make a context of {self.n_cells} KV cells"
@@ -276,29 +285,11 @@ class LlamaBackend:
         self._vocab = _llama.llama_model_get_vocab(self._model)
         self.n_vocab = int(_llama.llama_vocab_n_tokens(self._vocab))
         self._memory = _llama.llama_get_memory(self._context)
-        self._make_batch()
+        self._bind()
 
-    def _make_batch(self) -> None:
-        """Allocate llama.cpp's batch once; `forward` copies four arrays into it."""
-        n = self.n_batch
-        self._batch = batch = _llama.llama_batch()
-        self._tokens = (ctypes.c_int32 * n)()
-        self._positions = (ctypes.c_int32 * n)()
-        self._slots = (ctypes.c_int32 * n)()
-        self._outputs = (ctypes.c_int8 * n)()
-        one_each = (ctypes.c_int32 * n)(*([1] * n))
-        size = ctypes.sizeof(ctypes.c_int32)
-        int_pointer = ctypes.POINTER(ctypes.c_int32)
-        base = ctypes.addressof(self._slots)
-        each = (int_pointer * n)(*(ctypes.cast(base + size * i, int_pointer) for i in range(n)))
-        batch.token = ctypes.cast(self._tokens, int_pointer)
-        batch.pos = ctypes.cast(self._positions, int_pointer)
-        batch.n_seq_id = ctypes.cast(one_each, int_pointer)
-        batch.seq_id = ctypes.cast(each, ctypes.POINTER(int_pointer))
-        batch.logits = ctypes.cast(self._outputs, ctypes.POINTER(ctypes.c_int8))
-        arrays = (self._tokens, self._positions, self._slots, self._outputs)
-        self._targets = tuple(ctypes.addressof(array) for array in arrays)
-        self._alive = (one_each, each)  # C holds their addresses
+    def _bind(self) -> None:
+        """Look up what every pass calls."""
+        self._batch = NativeBatch(_llama, self.n_batch)
         self._decode = _llama.llama_decode
         self._get_logits = _llama._lib["llama_get_logits"]  # a fresh object: restype is ours
         self._get_logits.restype = ctypes.c_void_p
@@ -310,14 +301,7 @@ class LlamaBackend:
         """See Backend.forward."""
         self._check_open()
         n_tokens = len(batch)
-        assert 0 < n_tokens <= self.n_batch, f"batch of {n_tokens}, n_batch is {self.n_batch}"
-        move = ctypes.memmove
-        tokens, positions, slots, outputs = self._targets
-        move(tokens, batch.token_ids.buffer_info()[0], 4 * n_tokens)
-        move(positions, batch.positions.buffer_info()[0], 4 * n_tokens)
-        move(slots, batch.slots.buffer_info()[0], 4 * n_tokens)
-        move(outputs, batch.outputs.buffer_info()[0], n_tokens)
-        self._batch.n_tokens = n_tokens
+        native = self._batch.fill(batch)
         governor = self._governor
         if governor is not None:
             n_threads = governor.n_threads(n_tokens)
@@ -325,7 +309,7 @@ class LlamaBackend:
             one, several = self._n_threads
             self.use_threads(*((n_threads, several) if n_tokens == 1 else (one, n_threads)))
             begin = time.perf_counter()
-        status = self._decode(self._context, self._batch)
+        status = self._decode(self._context, native)
         # Read the code before the logits: after a failure the old row is still there.
         if status:
             self._raise(status, n_tokens)
@@ -388,6 +372,22 @@ class LlamaBackend:
         pointer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))  # read, not written
         if not _llama.llama_state_seq_set_data(self._context, pointer, len(state), slot):
             raise BackendError(0, f"a state of {len(state)} bytes does not fit this model")
+
+    def embedder(self, n_cells: int) -> LlamaEmbedder:
+        """See Backend.embedder."""
+        self._check_open()
+        assert self._model is not None
+        return LlamaEmbedder(
+            _llama,
+            self._model,
+            self._context_params,
+            is_set=_IS_SET,
+            n_cells=n_cells,
+            is_whole=not self._memory or not _llama.llama_get_causal_attn(self._context),
+            n_threads=lambda: self._n_threads,
+            on_made=self._use_adapters,
+            errors=_log.errors,
+        )
 
     def end_ids(self, candidates: Iterable[int]) -> frozenset[int]:
         """See Backend.end_ids."""

@@ -74,7 +74,13 @@ class LogTail:
 
 
 def read_placement(
-    lines: list[str], device: str, reason: str, n_layers: int, adapters: dict[str, float] | None = None
+    lines: list[str],
+    device: str,
+    reason: str,
+    n_layers: int,
+    *,
+    n_threads: tuple[int, int],
+    adapters: dict[str, float] | None = None,
 ) -> Placement:
     """
     Find in llama.cpp's log of a load where weights and caches went.
@@ -100,5 +106,7 @@ def read_placement(
         weight_bytes=sizes["model"],
         kv_cache_bytes={**sizes["KV"], **sizes["RS"]},
         compute_bytes=sizes["compute"],
+        n_threads=n_threads[0],
+        n_threads_batch=n_threads[1],
         adapters=adapters or {},
     )

@@ -12,8 +12,9 @@ from gguf_engine.errors import OptionError, TemplateError
 from gguf_engine.params import SamplingParams, build_params
 
 if TYPE_CHECKING:
-    from gguf_engine.llm import LLM, Prompt
+    from gguf_engine.llm import LLM
     from gguf_engine.outputs import Completion
+    from gguf_engine.prompts import Prompt
     from gguf_engine.streams import Stream
 
 MAX_CHOICES = 256

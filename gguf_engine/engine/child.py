@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from gguf_engine.backend.log import LogTail
 from gguf_engine.engine import wire
+from gguf_engine.engine.embedding import Vectors
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver, Sequence
 from gguf_engine.engine.worker import EngineWorker
@@ -66,6 +67,7 @@ class _Server:
         self._lock = threading.Lock()  # the engine's thread and the reading one both write
         self._worker: EngineWorker | None = None
         self._running: dict[int, Sequence] = {}
+        self._embedded: dict[int, Callable[[], None]] = {}  # how to end each
 
     def tell(self, message: list[Any]) -> None:
         """Send one message; a parent that has gone needs none."""
@@ -102,6 +104,8 @@ class _Server:
         kind, number, *rest = pickle.loads(frame)  # noqa: S301 - our parent's
         if kind == "submit":
             self._submit(self._worker, number, rest[0])
+        elif kind == "embed":
+            self._embed(self._worker, number, rest[0])
         elif kind == "command":
             # Beside: what it reads or writes may take long, and a cancel must not wait for it.
             args = (self._worker, number, rest[0])
@@ -110,6 +114,8 @@ class _Server:
             self._worker.post(lambda engine: self.tell(["stats", number, engine.stats()]))
         elif number in self._running:
             self._worker.cancel(self._running[number])
+        elif (cancel := self._embedded.get(number)) is not None:
+            cancel()
 
     def _command(self, worker: EngineWorker, number: int, pickled: bytes) -> None:
         try:
@@ -127,6 +133,25 @@ class _Server:
             return
         self._running[number] = sequence
         worker.submit(sequence)
+
+    def _embed(self, worker: EngineWorker, number: int, pickled: bytes) -> None:
+        texts = pickle.loads(pickled)  # noqa: S301 - our parent's
+        n_left = len(texts)
+
+        def deliver(delivered: Vectors | BaseException) -> None:
+            nonlocal n_left
+            if isinstance(delivered, BaseException):
+                n_left = 0
+                self.tell(["error", number, wire.encode_error(delivered)])
+            else:
+                n_left -= len(delivered)
+                self.tell(["vectors", number, wire.encode_vectors(delivered)])
+            if n_left <= 0:
+                self._embedded.pop(number, None)
+
+        self._embedded[number] = worker.embed(texts, deliver)
+        if n_left <= 0:  # it was faster
+            self._embedded.pop(number, None)
 
     def _deliver(self, number: int) -> Deliver:
         def deliver(delivered: list[Piece] | BaseException) -> None:

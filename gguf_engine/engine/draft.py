@@ -60,6 +60,7 @@ class DraftModel:
         self, backend: Backend, n_vocab: int, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._backend, self._n_vocab, self._clock = backend, n_vocab, clock
+        self.placement = backend.placement
         self._free = list(range(backend.n_slots))
         self._states: dict[Sequence, _State] = {}
         self._costs = PassCosts()

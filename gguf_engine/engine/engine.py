@@ -38,6 +38,7 @@ class EngineFacts(NamedTuple):
     n_ctx_train: int
     end_ids: frozenset[int]
     placement: Placement | None
+    draft_placement: Placement | None  # of the draft model; None without one
 
 
 class EngineStats(NamedTuple):
@@ -145,6 +146,7 @@ class Engine:
             backend.n_ctx_train,
             backend.end_ids(candidates),
             backend.placement,
+            self.speculation.placement,
         )
 
     def stats(self) -> EngineStats:
@@ -189,6 +191,11 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - a reader's fault ends its own request
             sequence.fail(error)
 
+    def abort(self) -> None:
+        """End the pass under way, whatever it computes. From any thread."""
+        self.backend.abort()
+        self.embeddings.abort_pass()
+
     def abort_prompt(self, sequence: Sequence) -> None:
         """
         End the pass under way if it computes a prompt of `sequence`. From any thread.
@@ -201,7 +208,7 @@ class Engine:
             self.backend.abort()
 
     def step(self) -> None:
-        """Run one forward pass and give its results to their sequences; before it, one over texts to embed."""
+        """Run one forward pass and give its results to their sequences; before it, one over texts."""
         if self.embeddings.has_work:
             for sequence in self.scheduler.running:
                 sequence.hand_over_rest()
@@ -237,14 +244,7 @@ class Engine:
         for chunk in chunks:
             batch.add(chunk.slot, chunk.start, chunk.token_ids, chunk.n_outputs)
         if len(batch) > len(chunks):
-            self._prompts = frozenset(
-                chunk.sequence for chunk in chunks if len(chunk.token_ids) - chunk.n_drafts > 1
-            )
-            if any(sequence.is_unwanted for sequence in self._prompts):
-                self.backend.abort()
-            if self._prompts:
-                for chunk in chunks:
-                    chunk.sequence.hand_over_rest()  # a prompt makes this pass a long one
+            self._prepare_prompts(chunks)
         started_at = time.perf_counter()
         try:
             rows = self.backend.forward(batch)
@@ -265,6 +265,17 @@ class Engine:
         finally:
             self._prompts = frozenset()
         return None
+
+    def _prepare_prompts(self, chunks: list[Chunk]) -> None:
+        """Note whose prompts the pass computes: they make it a long one, which `abort_prompt` may end."""
+        self._prompts = frozenset(
+            chunk.sequence for chunk in chunks if len(chunk.token_ids) - chunk.n_drafts > 1
+        )
+        if any(sequence.is_unwanted for sequence in self._prompts):
+            self.backend.abort()
+        if self._prompts:
+            for chunk in chunks:
+                chunk.sequence.hand_over_rest()
 
     def _fail(self, chunks: list[Chunk], error: BackendError) -> None:
         for chunk in chunks:
@@ -288,12 +299,22 @@ class Engine:
         for chunk in chunks:
             if chunk.n_outputs:
                 try:
-                    self._accept(chunk, samples[n_taken : n_taken + chunk.n_outputs])
+                    if chunk.n_drafts:
+                        self._accept_drafts(chunk, samples[n_taken : n_taken + chunk.n_outputs])
+                    else:
+                        self._accept(chunk.sequence, samples[n_taken])
                 except Exception as error:  # noqa: BLE001 - a request's own fault ends that request
                     self._end_with_error(chunk.sequence, error)
                 n_taken += chunk.n_outputs
 
-    def _accept(self, chunk: Chunk, samples: list[Sample | SamplingError]) -> None:
+    def _accept(self, sequence: Sequence, sample: Sample | SamplingError) -> None:
+        """Add the drawn id to its sequence."""
+        if isinstance(sample, SamplingError):
+            self._end_with_error(sequence, sample)
+        elif sequence.add(sample, self.backend.n_ctx):
+            self.scheduler.remove(sequence, keep=True)
+
+    def _accept_drafts(self, chunk: Chunk, samples: list[Sample | SamplingError]) -> None:
         """Add the drawn ids to their sequence: drafts while they equal the draws, then one more."""
         sequence = chunk.sequence
         drafts = chunk.token_ids[len(chunk.token_ids) - chunk.n_drafts :]
@@ -309,11 +330,10 @@ class Engine:
             has_ended = sequence.add(sample, self.backend.n_ctx)
             if has_ended or not is_accepted:
                 break
-        if drafts:
-            n_right = n_kept - (chunk.start + len(chunk.token_ids) - len(drafts))
-            self.speculation.note(sequence, n_right, int(not (is_accepted or has_ended)))
+        n_right = n_kept - (chunk.start + len(chunk.token_ids) - len(drafts))
+        self.speculation.note(sequence, n_right, int(not (is_accepted or has_ended)))
         is_whole = self.kv_cache.truncate(chunk.slot, n_kept)
-        if drafts and not is_whole:
+        if not is_whole:
             self.speculation.stop("this model cannot forget a part of what it holds")
         if has_ended:
             self.scheduler.remove(sequence, keep=is_whole)

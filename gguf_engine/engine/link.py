@@ -12,15 +12,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from gguf_engine.engine import wire
+from gguf_engine.engine.embedding import DeliverVectors
 from gguf_engine.engine.engine import EngineFacts, EngineStats
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver
-from gguf_engine.errors import EngineCrashed, OptionError
+from gguf_engine.errors import EngineClosedError, EngineCrashed, OptionError
 from gguf_engine.outputs import Piece, Timings, Usage
 
 _WORDS_BYTES = 4096
@@ -81,6 +83,42 @@ class Command(Ticket):
     ) -> None:
         self.number, self.deliver = number, deliver
         self.data = pickle.dumps((method, args))
+
+
+class EmbeddingTicket(Ticket):
+    """Texts to embed; their vectors are delivered as `EngineWorker.embed` says."""
+
+    __slots__ = ("n_bytes", "waiting")
+    kind = "embed"
+
+    def __init__(self, number: int, texts: Sequence[array[int]], deliver: DeliverVectors) -> None:
+        self.number, self.deliver = number, deliver
+        self.data = pickle.dumps(texts)
+        self.waiting = set(range(len(texts)))
+        self.n_bytes: int | None = None  # of a vector
+
+    def take(self, encoded: list[Any]) -> None:
+        """
+        Deliver vectors as they came over the pipe.
+
+        Raises:
+            ValueError: They are none, or not those that were asked for.
+        """
+        vectors = wire.decode_vectors(encoded)
+        for number, vector in vectors:
+            if self.n_bytes is None:
+                self.n_bytes = len(vector)
+            if number not in self.waiting or not vector or len(vector) != self.n_bytes:
+                raise ValueError(f"a vector of {len(vector)} bytes for text {number}")
+            self.waiting.remove(number)
+        try:
+            self.deliver(vectors)
+        except Exception as error:  # noqa: BLE001 - a reader's fault ends its own texts
+            self.fail(error)
+
+    def finish_unstarted(self) -> None:
+        """End texts that no engine has seen."""
+        self.fail(EngineClosedError("these embeddings were cancelled"))
 
 
 class Listener(Protocol):
@@ -173,6 +211,8 @@ class Child:
             if not isinstance(command, Command) or type(values[1]) is not int:
                 raise ValueError(f"{str(values)[:80]} as the result of a command")
             command.deliver(values[1])
+        elif kind == "vectors":
+            self._take_vectors(*values)
         elif kind == "progress":
             self._report(float(values[0]))
         elif kind == "ready":
@@ -190,6 +230,17 @@ class Child:
         except Exception as error:  # noqa: BLE001 - raised where the load is waited for
             self.failure = error
             self.kill()
+
+    def _take_vectors(self, number: int, encoded: list[Any]) -> None:
+        ticket = self.tickets.get(number)
+        if ticket is None:
+            return
+        if not isinstance(ticket, EmbeddingTicket):
+            raise ValueError("vectors for what is no embedding")
+        ticket.take(encoded)
+        if not ticket.waiting:
+            del self.tickets[number]
+            self.n_finished += 1
 
     def _hand_over(self, number: int, pieces: list[Piece]) -> None:
         ticket = self.tickets.get(number)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gguf_engine.engine.draft_length import MIN_CHANCE, Rate
 
 if TYPE_CHECKING:
+    from gguf_engine.backend.base import Placement
     from gguf_engine.engine.sequence import Sequence
 
 # A prompt is indexed in pieces, so that a long one does not hold up the others' next pass.
@@ -38,6 +39,7 @@ class PromptLookup:
         self._of_all = [Rate(memory=1024, start=start) for start in _STARTS]
         self._indexes: dict[Sequence, _Index] = {}
         self.n_faults = 0
+        self.placement: Placement | None = None  # it needs no model
 
     def chances(self, sequence: Sequence, n_most: int) -> list[float]:
         """See Source.chances."""

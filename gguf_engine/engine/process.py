@@ -17,11 +17,12 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gguf_engine.engine.embedding import DeliverVectors
 from gguf_engine.engine.engine import EngineFacts, EngineStats
-from gguf_engine.engine.link import Child, Command, Ticket
+from gguf_engine.engine.link import Child, Command, EmbeddingTicket, Ticket
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver
 from gguf_engine.engine.worker import receive, refuse_fork
@@ -150,6 +151,12 @@ class ProcessWorker:
         """End a request; its last piece says "cancelled". Fine at any time, from any thread."""
         if not self._is_closed and os.getpid() == self._pid:
             self._inbox.put(lambda: self._cancel(ticket))
+
+    def embed(self, texts: Sequence[array[int]], deliver: DeliverVectors) -> Callable[[], None]:
+        """See EngineWorker; after a crash this starts the engine again."""
+        ticket = EmbeddingTicket(next(self._numbers), texts, deliver)
+        self.submit(ticket)
+        return lambda: self.cancel(ticket)
 
     def stats(self, timeout_s: float) -> EngineStats:
         """

@@ -24,7 +24,7 @@ from gguf_engine.engine.sequence import RequestFaultError
 from gguf_engine.errors import OptionError
 
 if TYPE_CHECKING:
-    from gguf_engine.backend.base import Backend
+    from gguf_engine.backend.base import Backend, Placement
     from gguf_engine.engine.sequence import Sequence
     from gguf_engine.text.constraint import Constraint
 
@@ -54,9 +54,11 @@ class Source(Protocol):
 
     Attributes:
         n_faults: Times that guessing failed and was turned off for some request.
+        placement: Where its model landed; None without a model.
     """
 
     n_faults: int
+    placement: Placement | None
 
     def chances(self, sequence: Sequence, n_most: int) -> SequenceABC[float]:
         """
@@ -122,6 +124,11 @@ class Speculation:
         self._n_rounds = 0  # of guessing for this pass
         self._n_right = 0  # of this pass's guesses
         self._n_faults = 0
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the draft model landed; None without one."""
+        return None if self._source is None else self._source.placement
 
     @property
     def n_faults(self) -> int:

@@ -7,6 +7,7 @@ model file has made of the child must not reach further than its own requests.
 
 from __future__ import annotations
 
+import base64
 import builtins
 import json
 import struct
@@ -87,17 +88,35 @@ def decode_piece(values: list[Any]) -> Piece:
     )
 
 
+def encode_vectors(vectors: list[tuple[int, bytes]]) -> list[Any]:
+    """Return texts' numbers and vectors as JSON can hold them."""
+    return [[number, base64.b64encode(vector).decode()] for number, vector in vectors]
+
+
+def decode_vectors(values: list[Any]) -> list[tuple[int, bytes]]:
+    """
+    Return the vectors that `encode_vectors` was given.
+
+    Raises:
+        ValueError: There are none in it.
+    """
+    vectors = [(number, base64.b64decode(text, validate=True)) for number, text in values]
+    if any(type(number) is not int or len(vector) % 4 for number, vector in vectors):
+        raise ValueError(f"{str(values)[:80]} as vectors")
+    return vectors
+
+
 def encode_facts(facts: EngineFacts) -> list[Any]:
     """Return an engine's facts as JSON can hold them."""
-    placement = None if facts.placement is None else asdict(facts.placement)
-    return [*facts[:3], sorted(facts.end_ids), placement]
+    placements = [None if each is None else asdict(each) for each in facts[-2:]]
+    return [*facts[:3], sorted(facts.end_ids), *placements]
 
 
 def decode_facts(values: list[Any]) -> EngineFacts:
     """Return the facts that `encode_facts` was given."""
-    n_vocab, n_ctx, n_ctx_train, end_ids, placement = values
-    placed = None if placement is None else Placement(**placement)
-    return EngineFacts(n_vocab, n_ctx, n_ctx_train, frozenset(end_ids), placed)
+    n_vocab, n_ctx, n_ctx_train, end_ids, *placements = values
+    placed, draft_placed = (None if each is None else Placement(**each) for each in placements)
+    return EngineFacts(n_vocab, n_ctx, n_ctx_train, frozenset(end_ids), placed, draft_placed)
 
 
 def encode_error(error: BaseException) -> list[Any]:

@@ -14,9 +14,11 @@ import queue
 import threading
 from array import array
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceABC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gguf_engine.engine.embedding import DeliverVectors, EmbeddingJob
 from gguf_engine.engine.engine import Engine, EngineFacts, EngineStats
 from gguf_engine.engine.sequence import Deliver, Sequence
 from gguf_engine.engine.state import (
@@ -81,6 +83,9 @@ class Worker(Protocol):
     def cancel(self, ticket: Any) -> None:
         """End a request; its last piece says "cancelled". Fine at any time, from any thread."""
 
+    def embed(self, texts: SequenceABC[array[int]], deliver: DeliverVectors) -> Callable[[], None]:
+        """Queue texts to embed; return what ends that early, at any time and from any thread."""
+
     def stats(self, timeout_s: float) -> EngineStats:
         """Return what the engine is doing now. Raises EngineSilentError when it does not answer in time."""
 
@@ -123,6 +128,7 @@ class EngineWorker:
         self._vocabulary, self._end_candidates = vocabulary, end_candidates
         self._abort = abort_making
         self._abort_prompt: Callable[[Sequence], None] = lambda _: None
+        self._abort_embedding: Callable[[EmbeddingJob], None] = lambda _: None
         self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
         thread = threading.Thread(target=self._run, name="gguf-engine", daemon=True)
         self._thread: threading.Thread | None = thread
@@ -164,6 +170,30 @@ class EngineWorker:
             return
         self._inbox.put(lambda engine: engine.cancel(sequence))
         self._abort_prompt(sequence)
+
+    def embed(self, texts: SequenceABC[array[int]], deliver: DeliverVectors) -> Callable[[], None]:
+        """
+        Queue texts to embed; their vectors come through `deliver`.
+
+        Args:
+            texts: Their ids, at least one each, and none longer than the context.
+            deliver: See EmbeddingJob.
+
+        Returns:
+            What ends the job early; fine at any time, from any thread.
+
+        Raises:
+            EngineClosedError: After `close`, or in a forked child.
+        """
+        job = EmbeddingJob(texts, deliver)
+        self._send(lambda engine: engine.embeddings.add(job))
+        return lambda: self._cancel_embedding(job)
+
+    def _cancel_embedding(self, job: EmbeddingJob) -> None:
+        if self._is_closed or os.getpid() != self._pid:
+            return
+        self._inbox.put(lambda engine: engine.embeddings.cancel(job))
+        self._abort_embedding(job)
 
     def stats(self, timeout_s: float) -> EngineStats:
         """
@@ -299,7 +329,8 @@ class EngineWorker:
         assert make_engine is not None
         try:
             engine = make_engine()
-            self._abort, self._abort_prompt = engine.backend.abort, engine.abort_prompt
+            self._abort, self._abort_prompt = engine.abort, engine.abort_prompt
+            self._abort_embedding = engine.embeddings.abort
             facts = engine.facts(self._end_candidates)
         except BaseException as error:  # noqa: BLE001 - handed to wait_until_ready
             self._ready.put(error)

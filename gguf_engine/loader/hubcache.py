@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gguf_engine.loader.catalog import DEFAULT_REVISION, is_later_part
 from gguf_engine.loader.digest import COMMIT, ETAG, SHA256, Digest, digest_of
 from gguf_engine.loader.disk import name_beside, write_whole, writing
 
@@ -159,6 +160,21 @@ class RepoCache:
             return {}
         texts = isinstance(record, dict) and [record.get("etag", ""), record.get("sha256", "")]
         return record if texts and all(isinstance(text, str) for text in texts) else {}
+
+
+def cached_models(root: Path) -> list[str]:
+    """Return the GGUF files in a cache, named as `LLM.load` takes them; their bytes are not looked at."""
+    names = []
+    for folder in sorted(root.glob("models--*--*")):
+        repo = "/".join(folder.name.removeprefix("models--").split("--"))
+        cache = RepoCache(root, repo)
+        refs = sorted(path for path in (folder / "refs").rglob("*") if path.is_file())
+        for revision in (path.relative_to(folder / "refs").as_posix() for path in refs):
+            at = "" if revision == DEFAULT_REVISION else f"@{revision}"
+            files = cache.files(cache.commit_of(revision) or "-")
+            models = [file for file in files if file.lower().endswith(".gguf") and not is_later_part(file)]
+            names += [f"{repo}:{file}{at}" for file in models]
+    return names
 
 
 def _is_of(record: dict[str, Any], path: Path) -> bool:

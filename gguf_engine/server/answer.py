@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from gguf_engine.outputs import Piece
 from gguf_engine.server.errors import RefusedError
@@ -38,9 +38,12 @@ class Answer:
         self._pieces: list[tuple[int, Piece]] = []
         self._news = asyncio.Event()
         self._n_open = len(streams)
+        self._all_ended = asyncio.Event()
+        self._came_at = [0.0] * len(streams)
         self._error: BaseException | None = None
         self._why = _SHUTTING_DOWN
-        self._readers = [asyncio.ensure_future(self._read(i, s)) for i, s in enumerate(streams)]
+        for index, stream in enumerate(streams):
+            stream.listen(partial(self._hear, index), whole=not at_once)
         self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._tick)
 
     @property
@@ -48,22 +51,27 @@ class Answer:
         """Seconds that the engine took for the longest of the finished choices."""
         return max((last.timings.total_s for last in self.last if last and last.timings), default=0.0)
 
-    async def _read(self, index: int, stream: AsyncStream) -> None:
-        before = 0.0
-        try:
-            async for piece in stream:
-                now = time.perf_counter()
-                if before:
-                    self._note_gap(now - before)
-                before = now
-                self._pieces.append((index, piece))
-                if piece.finish_reason is not None:
-                    self.last[index] = piece
-                if self._at_once:
-                    self._news.set()
-        except Exception as error:  # noqa: BLE001 - raised where the pieces are read
-            self._error = error
+    def _hear(self, index: int, at: float, delivered: list[Piece] | BaseException) -> None:
+        """Take what has come of a stream; called in the event loop."""
+        if isinstance(delivered, BaseException):
+            self._error = delivered
+            self._end_one()
+            return
+        for piece in delivered:
+            if self._came_at[index]:
+                self._note_gap(at - self._came_at[index])
+            self._came_at[index] = at
+            self._pieces.append((index, piece))
+        if delivered[-1].finish_reason is not None:
+            self.last[index] = delivered[-1]
+            self._end_one()
+        elif self._at_once:
+            self._news.set()
+
+    def _end_one(self) -> None:
         self._n_open -= 1
+        if not self._n_open:
+            self._all_ended.set()
         if self._at_once or not self._n_open or self._error is not None:
             self._news.set()
 
@@ -99,7 +107,8 @@ class Answer:
             stream.cancel()
 
     async def close(self) -> None:
-        """End the streams and whoever reads them, and wait until the engine has let go of them."""
+        """End the streams, and wait until the engine has let go of them."""
         self._timer.cancel()
-        self.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        if self._n_open:
+            self.cancel()
+            await self._all_ended.wait()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from gguf_engine import __version__
 from gguf_engine.errors import GGUFEngineError
-from gguf_engine.server import page
+from gguf_engine.server import document, page
 from gguf_engine.server.desk import Desk
 from gguf_engine.server.errors import INVALID, RefusedError, error_body, reply_to
 from gguf_engine.server.generation import Engine, note_failure
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from gguf_engine.llm import LLM
 
 KEY_VARIABLE = "GGUF_ENGINE_API_KEY"
-_REFS = "#/components/schemas/{model}"
-_STATUSES = (400, 401, 403, 404, 408, 413, 415, 429, 501, 503)
 
 
 def with_keys(settings: ServerParams, path: str | None) -> ServerParams:
@@ -47,7 +45,7 @@ def with_keys(settings: ServerParams, path: str | None) -> ServerParams:
     return replace(settings, api_keys=tuple(check_key(key, f"${KEY_VARIABLE}") for key in keys if key))
 
 
-def create_app(llm: LLM, settings: ServerParams | None = None) -> FastAPI:
+def create_app(llm: LLM, settings: ServerParams | None = None) -> Starlette:
     """
     Return an ASGI application that answers from `llm`, which stays the caller's to close.
 
@@ -73,69 +71,18 @@ def create_app(llm: LLM, settings: ServerParams | None = None) -> FastAPI:
             expose_headers=["Retry-After"],
         )
         middleware.insert(0, cors)
-    app = FastAPI(
-        title="gguf-engine", version=__version__, docs_url=None, redoc_url=None, middleware=middleware,
-        redirect_slashes=False,
-    )  # fmt: skip
+    table = routes.table()
+    served = [Route(path, handler, methods=[method]) for method, path, handler, _ in table]
+    served += [Route(path, page.show, methods=["GET"]) for path in page.FILES]
+    served.append(Route("/openapi.json", document.answer(table), methods=["GET"]))
+    app = Starlette(
+        routes=served,
+        middleware=middleware,
+        exception_handlers={GGUFEngineError: _answer_error, HTTPException: _answer_http_error},
+    )
+    app.router.redirect_slashes = False
     app.state.desk, app.state.metrics = desk, metrics
-    _add_routes(app, routes)
-    app.add_exception_handler(GGUFEngineError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
     return app
-
-
-def _add_routes(app: FastAPI, routes: Routes) -> None:
-    bodies = []
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"description": "Refused, and why", "content": {"application/json": {"schema": _ERROR}}}
-        for status in _STATUSES
-    }
-    for method, path, handler, body in routes.table():
-        extra: dict[str, Any] = {}
-        if body is not None:
-            bodies.append(body)
-            schema = {"$ref": _REFS.format(model=body.__name__)}
-            extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-        app.add_api_route(
-            path,
-            handler,
-            methods=[method],
-            response_class=Response,
-            responses=errors,
-            openapi_extra=extra,
-        )
-    for path in page.FILES:
-        app.add_api_route(
-            path, page.show, methods=["GET"], response_class=Response, include_in_schema=False
-        )
-
-    def openapi() -> dict[str, Any]:
-        if not app.openapi_schema:
-            made = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _, defined = models_json_schema([(body, "validation") for body in bodies], ref_template=_REFS)
-            made.setdefault("components", {}).setdefault("schemas", {}).update(defined["$defs"])
-            app.openapi_schema = made
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

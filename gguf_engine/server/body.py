@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from starlette.requests import Request
 
 from gguf_engine.server.errors import RefusedError
 from gguf_engine.server.schema import drop_what_asks_for_nothing, without_nothing

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from gguf_engine.server.errors import QueueFullError, RefusedError
 
-if TYPE_CHECKING:
-    from gguf_engine.server.answer import Answer
-
 _MAX_RETRY_S = 60.0
+
+
+class Running(Protocol):
+    """What runs for a request."""
+
+    def cancel(self) -> None:
+        """End it soon."""
 
 
 class Desk:
@@ -25,7 +29,7 @@ class Desk:
         self._n_slots, self._max_queue = n_slots, max_queue
         self._mean_s = 1.0
         self._n_taken = 0
-        self._answers: set[Answer] = set()
+        self._answers: set[Running] = set()
         self._is_closing = False
 
     def take(self, n: int) -> None:
@@ -55,11 +59,11 @@ class Desk:
         self._n_taken -= n
         self._mean_s += 0.1 * (took_s - self._mean_s)
 
-    def watch(self, answer: Answer) -> None:
+    def watch(self, answer: Running) -> None:
         """Remember a running answer, for `end_all`."""
         self._answers.add(answer)
 
-    def forget(self, answer: Answer) -> None:
+    def forget(self, answer: Running) -> None:
         """Forget one that has ended."""
         self._answers.discard(answer)
 

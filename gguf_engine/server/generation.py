@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastapi import Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gguf_engine.outputs import Piece
@@ -21,7 +21,8 @@ from gguf_engine.server.replies import KEEP_ALIVE, Reply, event
 from gguf_engine.streams import AsyncStream
 
 if TYPE_CHECKING:
-    from gguf_engine.llm import LLM, Prompt
+    from gguf_engine.llm import LLM
+    from gguf_engine.prompts import Prompt
     from gguf_engine.server.desk import Desk
     from gguf_engine.server.metrics import Metrics
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from fastapi import Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from gguf_engine.server.errors import RefusedError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import h11
 from pydantic_core import to_json
@@ -32,7 +32,7 @@ class GuardedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; one connection too many ends at once."""
-        super().connection_made(transport)
+        super().connection_made(Joining(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > self.settings.max_connections:
             transport.abort()
             return
@@ -84,6 +84,7 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request of this connection."""
+        cast("Joining", self.transport).flush()  # the last bytes wait for no turn of the loop
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
             self._expect_request()
@@ -103,6 +104,39 @@ class GuardedProtocol(H11Protocol):
         """End."""
         self._arrival, self._reading = _cancelled(self._arrival), _cancelled(self._reading)
         super().connection_lost(exc)
+
+
+class Joining:
+    """
+    A transport that sends what is written in one turn of the event loop together.
+
+    An answer's head and body, or the pieces of several choices, then cost one system call.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._waiting: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send some bytes in this turn of the loop."""
+        if data and not self._waiting:
+            self._loop.call_soon(self.flush)
+        if data:
+            self._waiting.append(data)
+
+    def flush(self) -> None:
+        """Send at once what waits."""
+        if self._waiting:
+            data, self._waiting = b"".join(self._waiting), []
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what is left, and end."""
+        self.flush()
+        self._transport.close()
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

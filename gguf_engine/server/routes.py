@@ -8,26 +8,30 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import Request, Response
 from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
 
 from gguf_engine.engine.engine import EngineStats
 from gguf_engine.errors import GGUFEngineError, OptionError
 from gguf_engine.params import SamplingParams, build_params
 from gguf_engine.server import schema
 from gguf_engine.server.body import read
+from gguf_engine.server.embedding import Embedded
 from gguf_engine.server.errors import RefusedError, sentence
 from gguf_engine.server.generation import Engine, Generated, Job
 from gguf_engine.server.metrics import CONTENT_TYPE
 from gguf_engine.server.replies import ChatReply, CompletionReply, Reply, TokenTexts
 
 if TYPE_CHECKING:
-    from gguf_engine.llm import Prompt
+    from gguf_engine.prompts import Prompt
     from gguf_engine.server.settings import ServerParams
     from gguf_engine.text.chat import Message
 
 _B = TypeVar("_B", bound=schema.Strict)
 Handler = Callable[[Request], Awaitable[Response]]
+TableRow = tuple[str, str, Handler, type[schema.Strict] | None]
+"""Method, path, handler and body of a route."""
 
 
 class Routes:
@@ -46,8 +50,8 @@ class Routes:
         self._max_chars = max(1, longest) * engine.llm.n_ctx
         self._beat: asyncio.Future[EngineStats] | None = None
 
-    def table(self) -> list[tuple[str, str, Handler, type[schema.Strict] | None]]:
-        """Return method, path, handler and body of each route."""
+    def table(self) -> list[TableRow]:
+        """Return the routes."""
         return [
             ("GET", "/v1/models", self.models, None),
             ("GET", "/v1/models/{model:path}", self.one_model, None),
@@ -154,14 +158,16 @@ class Routes:
         return Generated(self._engine, Job(prompts=[body.prompt], params=self._params(body), chat=True))
 
     async def embed(self, request: Request) -> Response:
-        """Say that there are no embeddings."""
-        self._check_model((await self._read(request, schema.EmbeddingRequest)).model)
-        raise RefusedError(
-            501,
-            "not_supported",
-            f"the model {self.model!r} makes text, no embeddings; use an embedding server for them",
-            headers={"x-should-retry": "false"},
-        )
+        """Return the embeddings of texts, or of lists of token ids."""
+        body = await self._read(request, schema.EmbeddingRequest)
+        self._check_model(body.model)
+        for i, text in enumerate(body.input):
+            self._check_length(f"input[{i}]", len(text) if isinstance(text, str) else 0)
+        if body.dimensions is not None:
+            message = f"dimensions is {body.dimensions}: this server's vectors come whole; leave it out"
+            raise RefusedError(400, "invalid_value", message, param="dimensions")
+        as_base64 = body.encoding_format == "base64"
+        return Embedded(self._engine, body.input, self.model, as_base64=as_base64)
 
     async def tokenize(self, request: Request) -> Response:
         """Return the ids of a text; control tokens in it are text."""

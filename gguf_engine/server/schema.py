@@ -12,6 +12,7 @@ from gguf_engine.params import MAX_SEED, MAX_TOP_LOGPROBS, SamplingOrder, Sampli
 from gguf_engine.server.errors import RefusedError
 
 MAX_CHOICES = 128
+MAX_INPUTS = 2048
 DEFAULTS = SamplingParams(max_tokens=None)
 """What a request gets where it says nothing: an answer is as long as the model makes it."""
 
@@ -91,19 +92,27 @@ _Content = Annotated[
     BeforeValidator(_content),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
 ]
+_PROMPTS_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        ]
+    }
+)
+_PromptList = list[_Text | Annotated[_Ids, Field(min_length=1)]]
 _Prompts = Annotated[
-    list[_Text | Annotated[_Ids, Field(min_length=1)]],
+    _PromptList,
     Field(min_length=1, max_length=MAX_CHOICES),
     BeforeValidator(_prompts),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
-                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-            ]
-        }
-    ),
+    _PROMPTS_SCHEMA,
+]
+_Inputs = Annotated[
+    _PromptList,
+    Field(min_length=1, max_length=MAX_INPUTS),
+    BeforeValidator(_prompts),
+    _PROMPTS_SCHEMA,
 ]
 
 
@@ -238,7 +247,7 @@ class EmbeddingRequest(Strict):
     """POST /v1/embeddings."""
 
     model: str | None = None
-    input: _Prompts
+    input: _Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, lt=2**31)
 

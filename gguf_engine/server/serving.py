@@ -21,7 +21,7 @@ from gguf_engine.server.app import create_app
 from gguf_engine.server.protocol import protocol_for
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
 
     from gguf_engine.llm import LLM
     from gguf_engine.server.desk import Desk
@@ -111,7 +111,7 @@ def run(
 
 
 def make_server(
-    app: FastAPI, settings: ServerParams, on_start: Callable[[], object] = lambda: None
+    app: Starlette, settings: ServerParams, on_start: Callable[[], object] = lambda: None
 ) -> Server:
     """Return a server that can be run with sockets, in any thread; signals are the main thread's."""
     config = uvicorn.Config(

@@ -187,8 +187,8 @@ def test_the_official_client_raises_its_own_errors(served: Program, client: open
     assert (caught.value.code, caught.value.param) == ("invalid_value", "temperature")
     with pytest.raises(openai.NotFoundError, match="gpt-4"):
         create(model="gpt-4", messages=MESSAGES)
-    with pytest.raises(openai.InternalServerError, match="no embeddings"):
-        client.embeddings.create(model="haiku", input="x")
+    with pytest.raises(openai.BadRequestError, match=r"input\[1\] is 4201 tokens"):
+        client.embeddings.create(model="haiku", input=["x", "".join([" x"] * 4200)])
     with pytest.raises(openai.BadRequestError, match="tools"):
         create(model="haiku", messages=MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}])
     wrong = openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong", max_retries=0)

@@ -186,6 +186,20 @@ def test_a_preempted_request_has_handed_over_what_it_made() -> None:
     assert len(request.delivered) == 6
 
 
+def test_a_request_hands_over_what_it_made_before_a_pass_with_prompts() -> None:
+    engine = Engine(FakeBackend())
+    early = Request(engine, [1, 2], max_tokens=100, ignore_eos=True)
+    engine.submit(early.sequence)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gguf_engine.engine.sequence.HAND_OVER_S", math.inf)
+        for _ in range(5):
+            engine.step()
+        assert early.delivered == []
+        engine.submit(Request(engine, range(20), max_tokens=5).sequence)
+        engine.step()
+    assert len(early.delivered) == 5  # not the one that this pass gave
+
+
 def test_a_prompt_that_does_not_fit_beside_the_others_waits_instead_of_pushing_them_out() -> None:
     backend = FakeBackend(n_slots=2, n_ctx=40, n_cells=40)
     engine = Engine(backend)

@@ -20,6 +20,7 @@ SAMPLES = [
     errors.PromptTooLongError(9214, 8192, 131072),
     errors.SamplingError("NaN"),
     errors.BackendError(-3, "llama.cpp failed"),
+    errors.EmbeddingError("it scores texts"),
     errors.StateError("truncated", "a.state", "it has 5 of 90 bytes", "start anew"),
     errors.SessionBusyError("busy"),
     errors.EngineCrashed(4711, "ended with SIGSEGV", "last words"),

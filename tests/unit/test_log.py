@@ -23,21 +23,21 @@ GPU_LOAD = [
 
 
 def test_a_load_on_the_cpu_offloads_nothing() -> None:
-    placement = read_placement(CPU_LOAD, "cpu", "asked for", 32)
+    placement = read_placement(CPU_LOAD, "cpu", "asked for", 32, n_threads=(1, 2))
     assert placement.n_layers_offloaded == 0
     assert placement.kv_cache_bytes == {"CPU": 1536 * 2**20}
     assert placement.compute_bytes == {"CPU": round(168.01 * 2**20)}
 
 
 def test_a_partial_offload_is_told_layer_by_layer_and_buffer_by_buffer() -> None:
-    placement = read_placement(GPU_LOAD, "cuda:0", "asked for", 32)
+    placement = read_placement(GPU_LOAD, "cuda:0", "asked for", 32, n_threads=(1, 2))
     assert (placement.n_layers_offloaded, placement.n_layers) == (20, 32)
     assert placement.weight_bytes == {"CPU_Mapped": 1000 * 2**20, "CUDA0": round(1281.5 * 2**20)}
     assert placement.kv_cache_bytes == {"CUDA0": 960 * 2**20, "CPU": 576 * 2**20}
 
 
 def test_the_output_layer_is_not_counted() -> None:
-    placement = read_placement(["load_tensors: offloaded 33/33 layers to GPU"], "cuda:0", "", 32)
+    placement = read_placement(["load_tensors: offloaded 33/33 layers to GPU"], "cuda:0", "", 32, n_threads=(1, 2))
     assert placement.n_layers_offloaded == 32
 
 
@@ -48,7 +48,7 @@ def test_a_files_own_text_is_no_news_of_the_load() -> None:
         "load_tensors:   CPU model buffer size =  1.2.3 MiB",
         "load_tensors: " + "x" * 100_000,
     ]
-    placement = read_placement(lines, "cpu", "", 32)
+    placement = read_placement(lines, "cpu", "", 32, n_threads=(1, 2))
     assert (placement.n_layers_offloaded, placement.weight_bytes) == (0, {})
 
 

@@ -225,8 +225,9 @@ def test_a_template_can_be_looked_at(served: Served) -> None:
     assert without["prompt"] == served.llm.template.render(messages, add_generation_prompt=False)
 
 
-def test_there_are_no_embeddings_and_retrying_does_not_help(served: Served) -> None:
-    response = served.post("/v1/embeddings", {"input": "x", "model": "fake"})
+def test_a_model_without_embeddings_says_so_and_that_retrying_does_not_help() -> None:
+    with serve(pooling=None) as served:
+        response = served.post("/v1/embeddings", {"input": "x", "model": "fake"})
     assert error_of(response) == (501, "not_supported", None)
     assert response.headers["x-should-retry"] == "false"
 

@@ -13,6 +13,7 @@ import pytest
 from engine_samples import Request, alone, finish, run
 from speculation_samples import TWO_CORES, Clock, Habitual, Scripted, Steps
 
+from gguf_engine.backend.base import Placement
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine import speculative
 from gguf_engine.engine.draft import DraftModel
@@ -86,6 +87,7 @@ class Liar:
     """A source that is sure of itself and always wrong."""
 
     n_faults = 0
+    placement: Placement | None = None
 
     def chances(self, sequence: Any, n_most: int) -> list[float]:
         del sequence
