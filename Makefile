@@ -1,6 +1,6 @@
 # What a person runs is what CI runs.
 
-.PHONY: help install test lint format bench fuzz reliability ci clean
+.PHONY: help install test lint format bench bench-compare fuzz soak reliability ci clean
 
 help:
 	@echo "make install   install for development, native code included"
@@ -8,7 +8,9 @@ help:
 	@echo "make lint      ruff, mypy strict"
 	@echo "make format    let ruff rewrite what it can"
 	@echo "make bench     every benchmark, records appended"
-	@echo "make fuzz      100,000 random edits of models, and ten minutes of coverage-guided ones (atheris)"
+	@echo "make bench-compare  what is not the model's in a token, against the last committed record"
+	@echo "make fuzz      100,000 random edits of models, and ten minutes of coverage-guided ones (atheris); 100,000 requests"
+	@echo "make soak      the server under mixed load and faults for 30 minutes: memory, descriptors, threads flat"
 	@echo "make reliability  every promise of the README, tried as often as it says"
 	@echo "make ci        what CI runs: a fresh environment, the README's commands, lint"
 
@@ -37,9 +39,16 @@ bench:
 	python benchmarks/isolation.py --record
 	python benchmarks/preflight.py --record
 
+bench-compare:
+	python tools/bench_compare.py
+
 fuzz:
 	python tools/fuzz_gguf.py --count 100000 --seed 1 --workers 2 --save fuzz-findings
 	python tools/fuzz_reader.py --seconds 600 --save fuzz-findings
+	python tools/fuzz_server.py --count 100000 --record
+
+soak:
+	python tools/soak.py --minutes 30 --record
 
 reliability:
 	python tools/reliability.py --record

@@ -203,15 +203,23 @@ def _refusal(asked: str, names: Sequence[str]) -> DeviceError:
 
 
 def install_lines() -> dict[str, str]:
-    """
-    Return the commands that build llama-cpp-python with each device family that this system can have.
+    """Return the commands that build llama-cpp-python with each device family this system can have."""
+    return {family: _install_line(family) for family in _cmake_args() if family in _FAMILIES}
 
-    They come from `.cargo-free-build`, which was compiled into the native module.
-    """
-    settings = json.loads(ffi.string(lib.ge_build_settings()))
-    return {
-        family: f'CMAKE_ARGS="{arguments}" pip install --force-reinstall --no-deps --no-cache-dir '
+
+def native_install_line() -> str:
+    """Return the command that builds llama-cpp-python with all that this machine's processor has."""
+    return _install_line("native")
+
+
+def _install_line(name: str) -> str:
+    return (
+        f'CMAKE_ARGS="{_cmake_args()[name]}" pip install --force-reinstall --no-deps --no-cache-dir '
         "--no-binary llama-cpp-python llama-cpp-python"
-        for family, arguments in settings["cmake_args"].items()
-        if family in _FAMILIES
-    }
+    )
+
+
+def _cmake_args() -> dict[str, str]:
+    """Return those of `.cargo-free-build`, which was compiled into the native module."""
+    arguments: dict[str, str] = json.loads(ffi.string(lib.ge_build_settings()))["cmake_args"]
+    return arguments

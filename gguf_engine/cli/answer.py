@@ -99,9 +99,14 @@ def figures(completion: Completion, llm: LLM) -> list[str]:
         f"decode         {timings.decode_tokens_per_s:.1f} tokens/s",
         f"finish reason  {completion.finish_reason}",
     ]
-    if llm.placement is not None:
-        lines.append(f"device         {llm.placement.device} ({llm.placement.reason})")
-        lines += [
-            f"adapter        {path} (scale {scale:g})" for path, scale in llm.placement.adapters.items()
-        ]
+    if timings.n_drafted:
+        lines.append(f"guessed        {timings.n_drafted} tokens, {timings.n_accepted} of them right")
+    placed = llm.placement
+    if placed is not None:
+        lines.append(f"device         {placed.device} ({placed.reason})")
+        lines.append(f"threads        {placed.n_threads}, {placed.n_threads_batch} for prompts")
+        lines += [f"adapter        {path} (scale {scale:g})" for path, scale in placed.adapters.items()]
+    if llm.draft_placement is not None:
+        n_bytes = sum(llm.draft_placement.weight_bytes.values())
+        lines.append(f"draft model    {llm.draft_placement.device}, {n_bytes / 1e6:.0f} MB of weights")
     return lines

@@ -8,7 +8,20 @@ import typer
 from typer.main import get_command
 
 from gguf_engine import __version__
-from gguf_engine.cli import batch, bundle, chat, devices, inspect, lock, pull, run, serve, tune
+from gguf_engine.cli import (
+    batch,
+    bench,
+    bundle,
+    chat,
+    devices,
+    doctor,
+    inspect,
+    lock,
+    pull,
+    run,
+    serve,
+    tune,
+)
 from gguf_engine.cli.errors import MEANINGS
 from gguf_engine.cli.options import Command, expand
 
@@ -43,7 +56,7 @@ def program(
 _VERBS = (
     run.run, chat.chat, batch.batch, serve.serve,
     pull.pull, lock.lock, bundle.bundle, bundle.unbundle,
-    inspect.inspect, devices.devices, tune.tune,
+    inspect.inspect, devices.devices, doctor.doctor, tune.tune, bench.bench,
 )  # fmt: skip
 for _verb in _VERBS:
     app.command(cls=Command)(expand(_verb))

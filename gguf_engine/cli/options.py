@@ -99,6 +99,8 @@ _METAVARS = {
     "devices": "NAME",
     "lora": "PATH[=SCALE]",
     "endpoint": "URL",
+    "prefix_cache": "FOLDER",
+    "draft": "lookup|MODEL",
     "allowed_hosts": "NAME",
     "cors_origins": "URL",
 }

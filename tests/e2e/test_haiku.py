@@ -11,6 +11,7 @@ import pytest
 from engine_samples import thread_of
 
 from gguf_engine import LLM, Completion, EngineParams, OptionError
+from gguf_engine.cli.answer import figures
 from gguf_engine.engine.draft import DraftModel
 from gguf_engine.engine.draft_length import PassCosts
 from gguf_engine.engine.engine import Engine
@@ -152,6 +153,11 @@ def test_a_model_that_guesses_for_itself_is_nearly_always_right() -> None:
                 answer = guessing.chat(prompt("snow"), **options)
                 assert answer.timings.n_drafted > 50
                 assert answer.timings.n_accepted >= 0.9 * answer.timings.n_drafted
+            shown = figures(answer, guessing)
+    drafted, accepted = answer.timings.n_drafted, answer.timings.n_accepted
+    assert f"guessed        {drafted} tokens, {accepted} of them right" in shown
+    assert "threads        1, 1 for prompts" in shown
+    assert [line for line in shown if line.startswith("draft model    cpu, 3 MB")]
 
 
 def test_on_a_reused_prefix_the_text_is_the_same(llm: LLM) -> None:

@@ -1,0 +1,1 @@
+"""Measure a model on this machine, record it, compare records."""
