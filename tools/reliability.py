@@ -32,6 +32,8 @@ TESTS = (
     "tests/e2e/test_interrupts.py",
     "tests/e2e/test_isolation.py",
     "tests/e2e/test_leaks.py",
+    "tests/e2e/test_server_fuzz.py",
+    "tests/e2e/test_soak.py",
     "tests/property/test_control_injection.py",
     "tests/unit/test_hostile_text.py",
     "tests/unit/test_hub_table.py",

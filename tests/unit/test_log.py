@@ -37,7 +37,9 @@ def test_a_partial_offload_is_told_layer_by_layer_and_buffer_by_buffer() -> None
 
 
 def test_the_output_layer_is_not_counted() -> None:
-    placement = read_placement(["load_tensors: offloaded 33/33 layers to GPU"], "cuda:0", "", 32, n_threads=(1, 2))
+    placement = read_placement(
+        ["load_tensors: offloaded 33/33 layers to GPU"], "cuda:0", "", 32, n_threads=(1, 2)
+    )
     assert placement.n_layers_offloaded == 32
 
 
