@@ -32,12 +32,22 @@ format:
 bench:
 	python benchmarks/sampler.py --record
 	python benchmarks/detokenizer.py --record
-	python benchmarks/overhead.py --record
+	python benchmarks/decode.py --record
+	python benchmarks/decode.py --stages --threads 1 --tokens 1500 --record
 	python benchmarks/batching.py --record
+	python benchmarks/neighbour.py --record
 	python benchmarks/prefix.py --record
+	python benchmarks/session.py --record
 	python benchmarks/latency.py --record
+	python benchmarks/speculation.py --record
+	python benchmarks/serve.py --record
+	python benchmarks/batch.py --record
+	python benchmarks/startup.py --record
 	python benchmarks/isolation.py --record
+	python benchmarks/cancel.py --record
+	python benchmarks/interrupts.py --record
 	python benchmarks/preflight.py --record
+	python tools/bench_compare.py --record
 
 bench-compare:
 	python tools/bench_compare.py

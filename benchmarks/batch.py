@@ -131,7 +131,7 @@ def main() -> None:
     say(f"peak memory  {whole['peak_memory_bytes'] / 1e6:9.1f} MB")
     say(f"theirs, all  {theirs_total:9.3f} s, {theirs_total / whole['process_s']:.2f} times ours")
     found = {
-        "model": path.name if args.model == "haiku" else args.model,
+        "model": path.name,
         **{name: getattr(args, name) for name in ("threads", "prompts", "parts", "tokens", "slots")},
         **{name: quartiles(values) for name, values in rows.items() if len(values) > 1},
         "n_completion": tokens,

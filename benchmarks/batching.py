@@ -5,7 +5,8 @@ Total tokens/s of 1, 2, 4, 8, 16 concurrent streams, against a bare ctypes loop 
 What bounds it: a pass over n rows reads the weights once, so wider batches gain until arithmetic or
 attention takes over; what they gain is the processor's doing. What is ours is to lose none of it: one
 native call samples all rows, and each stream is read by a thread of its own. Each width has engines with
-as many slots, so that no answer of another round stays beside it in the KV cache.
+as many slots, so that no answer of another round stays beside it in the KV cache; all have the same threads
+throughout (`adapt_threads="never"`), and prompts are computed in whole batches (`preset="throughput"`).
 
     python benchmarks/batching.py [--model haiku|FILE] [--threads N] [--rounds N] [--tokens N]
                                   [--xllamacpp PYTHON] [--record]
@@ -42,7 +43,13 @@ Run = Callable[[list[list[int]], int], float]
 
 def engine_runner(path: Path, n_slots: int, n_threads: int, n_tokens: int) -> tuple[LLM, Run]:
     """Return the model, and what reads one stream a prompt, each in its own thread."""
-    llm = LLM.load(path, device="cpu", n_threads=n_threads, n_slots=n_slots, n_cells=N_CELLS, tuned=False)
+    fixed: dict[str, Any] = {
+        "n_threads": n_threads,
+        "adapt_threads": "never",
+        "preset": "throughput",
+        "tuned": False,
+    }
+    llm = LLM.load(path, device="cpu", n_slots=n_slots, n_cells=N_CELLS, **fixed)
 
     def read(prompt: list[int], seed: int) -> None:
         stream = llm.stream(prompt, seed=seed, max_tokens=n_tokens, ignore_eos=True, min_p=0.1)
@@ -152,7 +159,7 @@ def main() -> None:
         llm.close()
         bare.close()
     found = {
-        "model": path.name if args.model == "haiku" else args.model,
+        "model": path.name,
         "n_threads": args.threads,
         "n_tokens": args.tokens,
         "widths": results,

@@ -20,6 +20,7 @@ from gguf_engine.backend.processors import processor_name, usable_processors
 from gguf_engine.bench.record import DeviceCard, Machine, Software
 
 _POWERCAP = Path("/sys/class/powercap")
+_STAT = Path("/proc/stat")
 BUFFER_BYTES = 2**27  # far larger than the caches
 
 
@@ -35,7 +36,8 @@ def machine_card(devices: Sequence[Any]) -> Machine:
         n_processors=usable_processors(),
         n_processors_total=os.cpu_count() or 1,
         memory_bytes=_memory_bytes(),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        # Only the number: what distributions and owners add to it may name them.
+        system=f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         devices=tuple(
             DeviceCard(
                 name=each["name"],
@@ -68,6 +70,32 @@ def software_card(versions: dict[str, str]) -> Software:
 def load_1m() -> float | None:
     """Return the load average of the last minute; None where the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def busy_processors(seconds: float = 1.0) -> float | None:
+    """
+    Return how many processors others keep busy now; the load average where that cannot be seen.
+
+    Args:
+        seconds: How long to watch. A load average would still hold the run before this one.
+    """
+    before, begin = _busy_ticks(), time.perf_counter()
+    if before is None:
+        return load_1m()
+    time.sleep(seconds)
+    after = _busy_ticks()
+    assert after is not None
+    return (after - before) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - begin)
+
+
+def _busy_ticks() -> int | None:
+    """Return the clock ticks that all processors together have worked; None where /proc does not tell."""
+    try:
+        words = _STAT.read_text(encoding="utf-8").split(maxsplit=9)
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, words[1:9])
+    return user + nice + system + irq + softirq + steal
 
 
 def _memory_bytes() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from gguf_engine.bench.figures import drift
 from gguf_engine.bench.machine import (
     Energy,
+    busy_processors,
     gpu_bytes_used,
     load_1m,
     machine_card,
@@ -29,7 +30,7 @@ from gguf_engine.bench.workload import SAMPLING, Prompts, default_lengths
 from gguf_engine.errors import OptionError
 
 DRIFT_LIMIT = 0.05
-BUSY = 0.3  # load of the machine from which figures are doubtful
+BUSY = 0.3  # processors that others use, from which figures are doubtful
 ANCHOR_S = 0.5
 N_GREEDY = 64
 
@@ -71,7 +72,7 @@ def run_bench(
     prompts = Prompts(
         opened.tokenizer, options.n_prompt or n_prompt, options.n_tokens or n_tokens, options.seed
     )
-    card = machine_card(about["devices"])
+    card, busy = machine_card(about["devices"]), busy_processors()
     run = _Run(opened, options, prompts, environment, on_step)
     run.plan(ours)
     run.go()
@@ -86,7 +87,7 @@ def run_bench(
         cases=tuple(run.cases()),
         anchor=run.anchor(),
         answers=tuple(run.answers),
-        marks=find_marks(run.anchor(), card.load_1m, options.n_trials),
+        marks=find_marks(run.anchor(), busy, options.n_trials),
         notes=tuple(run.notes),
     )
 
@@ -187,6 +188,7 @@ class _Run:
             "device": lane.device,
             "n_threads": lane.n_threads,
             "n_ctx": self._n_ctx,
+            "neighbour": lane.neighbour,
             "n_slots": max(self._options.concurrencies) if lane.peer.kind.many else 1,
         }
         process = EngineProcess(lane.peer, config, self._environment)
@@ -336,13 +338,13 @@ class _Run:
                 )
 
 
-def find_marks(anchor: Anchor, load: float | None, n_trials: int) -> tuple[str, ...]:
+def find_marks(anchor: Anchor, busy: float | None, n_trials: int) -> tuple[str, ...]:
     """
     Return the reasons to doubt a run's figures, a sentence each.
 
     Args:
         anchor: Its samples.
-        load: Load average before the run; None where the system has none.
+        busy: Processors that others kept busy before the run; None where nobody knows.
         n_trials: Measured rounds.
     """
     marks = []
@@ -352,8 +354,10 @@ def find_marks(anchor: Anchor, load: float | None, n_trials: int) -> tuple[str, 
             f"the machine did not keep its speed: the anchor's samples differ by up to {drifted:.0%} "
             f"from their median, more than {anchor.limit:.0%}"
         )
-    if load is not None and load > BUSY:
-        marks.append(f"the machine was busy before the run began: load {load:.2f}, more than {BUSY}")
+    if busy is not None and busy > BUSY:
+        marks.append(
+            f"the machine was busy before the run began: others had {busy:.2f} processors, more than {BUSY}"
+        )
     if n_trials < FEW_TRIALS:
         marks.append(f"only {n_trials} trials, fewer than {FEW_TRIALS}")
     return tuple(marks)

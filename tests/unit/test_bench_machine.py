@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-from gguf_engine.bench.machine import Energy, machine_card, memory_speed
+import pytest
+
+from gguf_engine.bench import machine
+from gguf_engine.bench.machine import Energy, busy_processors, load_1m, machine_card, memory_speed
 
 
 def write(folder: Path, microjoules: int) -> None:
@@ -43,3 +48,25 @@ def test_the_card_names_no_host() -> None:
 
 def test_memory_has_a_speed() -> None:
     assert min(memory_speed(1)) > 0
+
+
+def test_what_others_use_is_seen_at_once() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        busy = max(busy_processors(0.3) or 0.0 for _ in range(5))
+    finally:
+        process.kill()
+        process.wait()
+    assert busy > 0.5
+
+
+def test_busy_is_the_growth_of_what_the_processors_have_worked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 10 20 9000 500 1 2 3 50 60\ncpu0 1 1\n")
+    monkeypatch.setattr(machine, "_STAT", stat)
+    assert machine._busy_ticks() == 100 + 10 + 20 + 1 + 2 + 3
+    assert busy_processors(0.0) == 0.0
+    monkeypatch.setattr(machine, "_STAT", tmp_path / "none")
+    assert busy_processors(0.0) == load_1m()

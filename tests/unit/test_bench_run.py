@@ -24,7 +24,7 @@ def test_a_machine_that_does_not_keep_its_speed_marks_the_run() -> None:
 
 def test_a_busy_machine_and_few_trials_mark_the_run() -> None:
     busy, few = find_marks(STEADY, 1.5, 4)
-    assert busy == "the machine was busy before the run began: load 1.50, more than 0.3"
+    assert busy == "the machine was busy before the run began: others had 1.50 processors, more than 0.3"
     assert few == "only 4 trials, fewer than 5"
 
 

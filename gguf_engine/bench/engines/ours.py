@@ -31,6 +31,8 @@ class Engine:
             n_cells=config["n_ctx"] * config["n_slots"],
             n_slots=config["n_slots"],
             isolation="thread",  # this process is the engine's own already
+            # Alone all engines compute with the threads that the case names.
+            adapt_threads="exact" if config.get("neighbour") else "never",
             tuned=False,
         )
         self.clocks = Clocks(self.llm)
