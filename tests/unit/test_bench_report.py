@@ -348,6 +348,8 @@ def test_nothing_reaches_beyond_the_screen(chromium: Chrome, two: str, tmp_path:
     path.write_text(two, encoding="utf-8")
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    chromium.get("about:blank")
+    chromium.get_log("browser")  # type: ignore[no-untyped-call]  # of pages that were here before
     chromium.get(path.as_uri())
     page = "const page = document.documentElement, texts = [...document.querySelectorAll('svg text')];"
     assert chromium.execute_script(page + "return page.scrollWidth - page.clientWidth") == 0
