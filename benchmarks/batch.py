@@ -21,13 +21,12 @@ import argparse
 import csv
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import finish, quartiles, say
+from common import PROGRAM, finish, quartiles, say
 
 from gguf_engine import LLM
 from gguf_engine.loader.resolve import resolve_model
@@ -50,7 +49,7 @@ def ours(folder: Path, prompts: list[str], args: argparse.Namespace) -> dict[str
     begun_at = time.perf_counter()
     subprocess.run(
         [
-            *(sys.executable, "-m", "gguf_engine", "batch", "--model", args.model, "--column", "prompt"),
+            *(PROGRAM, "batch", "--model", args.model, "--column", "prompt"),
             *("--input", str(folder / "in.csv"), "--output", str(folder / "out.jsonl"), "--no-resume"),
             *("--record", str(folder / "record.json"), "--no-tuned", "--n-slots", str(args.slots)),
             *("--n-threads", str(args.threads), "--n-threads-batch", str(args.threads), *options),

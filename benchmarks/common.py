@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import sys
+import sysconfig
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = Path(__file__).resolve().parent / "records"
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / "gguf-engine")
+"""The installed program; `python -m gguf_engine` would take a checkout it stands in, perhaps not built."""
 
 
 def machine() -> dict[str, Any]:

@@ -23,13 +23,12 @@ import re
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import finish, say
+from common import PROGRAM, finish, say
 
 from gguf_engine.loader.resolve import resolve_model
 
@@ -88,7 +87,7 @@ def free_port() -> int:
 def ours(model: Path, *options: str) -> contextlib.AbstractContextManager[Place]:
     """Run our server."""
     port = free_port()
-    command = [sys.executable, "-m", "gguf_engine", "serve", "--model", str(model), "--port", str(port)]
+    command = [PROGRAM, "serve", "--model", str(model), "--port", str(port)]
     return running([*command, "--n-threads", "1", "--no-log-requests", *options], port)
 
 

@@ -23,7 +23,7 @@ import tempfile
 import time
 from typing import Any
 
-from common import finish, quartiles, say
+from common import PROGRAM, finish, quartiles, say
 
 from gguf_engine.loader.resolve import resolve_model
 
@@ -61,14 +61,14 @@ PROMPT = "Write a haiku about ice hockey"
 def processes(n_threads: int) -> dict[str, list[str]]:
     """Return the command of each process."""
     python = [sys.executable, "-c"]
-    program = [sys.executable, "-m", "gguf_engine", "run", PROMPT, "--model", "haiku", "-n", "4"]
+    program = [PROGRAM, "run", PROMPT, "--model", "haiku", "-n", "4"]
     weights = str(resolve_model("haiku").weights)
     return {
         "empty": [*python, EMPTY],
         "import": [*python, IMPORT],
         "bare": [*python, BARE.replace("N_THREADS", str(n_threads)), weights, PROMPT],
         "run": [*program, "--n-threads", str(n_threads), "--seed", "1"],
-        "version": [sys.executable, "-m", "gguf_engine", "--version"],
+        "version": [PROGRAM, "--version"],
     }
 
 

@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
+
+from common import PROGRAM
 
 END_S = 60.0
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
@@ -35,7 +36,7 @@ class Program:
     """
 
     def __init__(self, *options: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "gguf_engine", "serve", "--port", "0", *options]
+        command = [PROGRAM, "serve", "--port", "0", *options]
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment}
         )
