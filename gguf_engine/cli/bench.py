@@ -18,6 +18,7 @@ from gguf_engine.cli.options import HubOptions
 from gguf_engine.errors import OptionError
 
 if TYPE_CHECKING:
+    from gguf_engine.bench.plan import BenchOptions
     from gguf_engine.bench.record import Record
 
 _COMPARE = "compare"
@@ -85,8 +86,6 @@ def bench(
         raise OptionError("NAME", names[1], "one model", "`bench compare A.json B.json` compares records")
     from gguf_engine.bench.plan import BenchOptions
     from gguf_engine.bench.process import parse_peer
-    from gguf_engine.bench.run import run_bench
-    from gguf_engine.cli.progress import progress_bars
 
     options = BenchOptions(
         devices=tuple(device or ("auto",)),
@@ -100,6 +99,15 @@ def bench(
         peers=tuple(map(parse_peer, peer or ())),
         neighbour=neighbour,
     )
+    _measure(names[0], hub, options, json_file, html_file)
+
+
+def _measure(
+    name: str, hub: HubOptions, options: BenchOptions, json_file: str | None, html_file: str | None
+) -> None:
+    from gguf_engine.bench.run import run_bench
+    from gguf_engine.cli.progress import progress_bars
+
     for file in (json_file, html_file):
         _check_writable(file)
     if html_file is not None:
@@ -108,12 +116,7 @@ def bench(
         check_charts()  # before minutes of measuring
     with progress_bars() as progress, _steps() as on_step:
         record = run_bench(
-            names[0],
-            options,
-            environment=dict(os.environ),
-            on_step=on_step,
-            progress=progress,
-            **asdict(hub),
+            name, options, environment=dict(os.environ), on_step=on_step, progress=progress, **asdict(hub)
         )
     if json_file is not None:
         Path(json_file).write_text(record.to_json() + "\n", encoding="utf-8")
