@@ -201,7 +201,7 @@ class LLM(Prompts):
             SamplingError, BackendError: The model failed.
             EngineClosedError: After `close`.
         """
-        return self.stream(prompt, params, **options).completion()
+        return self.stream(prompt, params, whole=True, **options).completion()
 
     def chat(
         self, messages: str | SequenceABC[Message], params: SamplingParams | None = None, **options: Any
@@ -212,7 +212,7 @@ class LLM(Prompts):
         Raises:
             TemplateError: The model has no chat template, or it refuses these messages.
         """
-        return self.stream(messages, params, chat=True, **options).completion()
+        return self.stream(messages, params, chat=True, whole=True, **options).completion()
 
     def stream(
         self,
@@ -221,6 +221,7 @@ class LLM(Prompts):
         *,
         chat: bool = False,
         priority: int = 0,
+        whole: bool = False,
         **options: Any,
     ) -> Stream:
         """
@@ -230,8 +231,9 @@ class LLM(Prompts):
             prompt: As in `generate`; with `chat` a string is a message of the user.
             params: Sampling options; `options` are its fields, and win.
             priority: -100..100. Requests of a higher one come first, but none waits for ever.
+            whole: Nobody reads before the end: the pieces come in few parts, and nothing is woken for each.
         """
-        request = self._request(prompt, params, chat=chat, options=options, priority=priority)
+        request = self._request(prompt, params, chat=chat, options=options, priority=priority, whole=whole)
         return Stream(self._worker, request, self)
 
     def stream_target(self, prompt: Prompt, target_ids: SequenceABC[int]) -> Stream:
@@ -258,6 +260,7 @@ class LLM(Prompts):
         *,
         chat: bool = False,
         priority: int = 0,
+        whole: bool = False,
         **options: Any,
     ) -> list[Stream]:
         """
@@ -266,7 +269,7 @@ class LLM(Prompts):
         Args:
             n: 1..256. The seeds are the one asked for and those that follow it.
         """
-        first = self._request(prompt, params, chat=chat, options=options, priority=priority)
+        first = self._request(prompt, params, chat=chat, options=options, priority=priority, whole=whole)
         return [Stream(self._worker, request, self) for request in first.repeated(n)]
 
     def astream(
@@ -276,10 +279,11 @@ class LLM(Prompts):
         *,
         chat: bool = False,
         priority: int = 0,
+        whole: bool = False,
         **options: Any,
     ) -> AsyncStream:
         """Start a request inside a running event loop: `async for piece in llm.astream(...)`."""
-        request = self._request(prompt, params, chat=chat, options=options, priority=priority)
+        request = self._request(prompt, params, chat=chat, options=options, priority=priority, whole=whole)
         return AsyncStream(self._worker, request, self)
 
     def astreams(
@@ -290,10 +294,11 @@ class LLM(Prompts):
         *,
         chat: bool = False,
         priority: int = 0,
+        whole: bool = False,
         **options: Any,
     ) -> list[AsyncStream]:
         """Start `n` answers to one prompt inside a running event loop; see `streams`."""
-        first = self._request(prompt, params, chat=chat, options=options, priority=priority)
+        first = self._request(prompt, params, chat=chat, options=options, priority=priority, whole=whole)
         return [AsyncStream(self._worker, request, self) for request in first.repeated(n)]
 
     def session(

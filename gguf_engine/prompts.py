@@ -128,6 +128,7 @@ class Prompts:
         constraint: Constraint | None = None,
         proposer: Proposer | None = None,
         priority: int = 0,
+        whole: bool = False,
     ) -> Request:
         """Check everything that can be checked before the engine sees the request."""
         chosen = build_params(SamplingParams, options, params)
@@ -146,6 +147,7 @@ class Prompts:
             proposer=proposer,
             priority=check_priority(priority),
             n_keep=0 if self._prefixes is None else self._prefixes.length(prompt, prompt_ids),
+            whole=whole,
         )
 
     def _target_request(self, prompt: Prompt, target_ids: SequenceABC[int]) -> Request:

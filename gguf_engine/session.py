@@ -183,7 +183,8 @@ class Session:
         turn = Turn(end, keeps_part=keeps_part)
         try:
             n_gone = self._n_to_drop(text, chosen) if self.on_full == "drop_oldest" else 0
-            return start(self._messages(self._turns[n_gone:], text), chosen, priority=priority), turn
+            messages = self._messages(self._turns[n_gone:], text)
+            return start(messages, chosen, priority=priority, whole=not keeps_part), turn
         except BaseException:
             turn.forget()
             raise

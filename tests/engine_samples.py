@@ -37,6 +37,7 @@ class Request:
         *,
         proposer: Any = None,
         constraint: Any = None,
+        whole: Any = False,
         **options: Any,
     ) -> None:
         params = SamplingParams(**{"seed": 7, **options})
@@ -53,6 +54,7 @@ class Request:
             deliver=self._take,
             constraint=constraint,
             proposer=proposer,
+            whole=whole,
         )
 
     def _take(self, delivered: list[Piece] | BaseException) -> None:

@@ -81,7 +81,9 @@ def start(llm: LLM, values: Mapping[str, Any], options: BatchOptions) -> Running
     if options.task == "choose":
         return _choose(llm, prompt, rest)
     sampling = build_params(SamplingParams, _with_integer_ids(rest), options.sampling)
-    return Running([llm.stream(prompt, sampling)], lambda completions: _generated(completions[0]))
+    return Running(
+        [llm.stream(prompt, sampling, whole=True)], lambda completions: _generated(completions[0])
+    )
 
 
 def _choose(llm: LLM, prompt: Prompt, values: dict[str, Any]) -> Running:

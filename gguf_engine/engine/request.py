@@ -34,6 +34,7 @@ class Request:
         proposer: Guesses at the next ids; None for one id a pass.
         priority: Requests of a higher one come first.
         n_keep: So many first ids are a prefix that others will have too; 0 for none.
+        whole: Nobody reads before the end, so its pieces come in few parts.
     """
 
     prompt_ids: array[int]
@@ -46,6 +47,7 @@ class Request:
     proposer: Proposer | None = None
     priority: int = 0
     n_keep: int = 0
+    whole: bool = False
 
     def repeated(self, n: int) -> list[Request]:
         """
@@ -78,4 +80,5 @@ class Request:
             proposer=self.proposer,
             priority=self.priority,
             n_keep=self.n_keep,
+            whole=self.whole,
         )

@@ -24,6 +24,8 @@ Deliver = Callable[["list[Piece] | BaseException"], None]
 # Waking a reading thread costs as much as a fifth of a small model's token, and it then wants the
 # interpreter while the engine does. Nobody sees the difference between 200 pieces a second and more.
 HAND_OVER_S = 0.005
+# For readers who wait for the end: they are not woken, and still no delivery grows without bounds.
+HAND_OVER_UNREAD_S = 0.5
 
 
 class RequestFaultError(Exception):
@@ -48,11 +50,13 @@ class Sequence:
         proposer: Guesses at the next ids, verified against the model; None for one id a pass.
         priority: Requests of a higher one come first; see Scheduler.
         n_keep: The state of so many first ids is to be kept on disk once they are computed.
+        whole: Nobody reads before the end, so pieces are handed over in few parts.
     """
 
     __slots__ = (
         "_handed_over_at",
         "_pieces",
+        "_whole",
         "constraint",
         "deliver",
         "detokenizer",
@@ -97,6 +101,7 @@ class Sequence:
         proposer: Proposer | None = None,
         priority: int = 0,
         n_keep: int = 0,
+        whole: bool = False,
     ) -> None:
         self.prompt_ids = prompt_ids
         self.token_ids = array("i")
@@ -115,8 +120,9 @@ class Sequence:
         self.is_unwanted = False  # somebody has asked for its end, from any thread
         self.n_cached = self.n_prefilled = self.n_drafted = self.n_accepted = 0
         self._pieces: list[Piece] = []  # made, not handed over yet
-        self._handed_over_at = 0.0
         self.submitted_at = time.perf_counter()
+        self._whole = whole
+        self._handed_over_at = self.submitted_at if whole else 0.0  # the first piece is shown at once
         self.started_at = self.first_token_at = self.finished_at = 0.0
 
     @property
@@ -156,7 +162,7 @@ class Sequence:
             return self.finish("length", text, sample)
         now = time.perf_counter()
         self._pieces.append(Piece(text, token_id, sample.logprob, sample.top_logprobs))
-        if now - self._handed_over_at >= HAND_OVER_S:
+        if now - self._handed_over_at >= (HAND_OVER_UNREAD_S if self._whole else HAND_OVER_S):
             self._handed_over_at = now
             self._hand_over()
         return False
@@ -166,10 +172,10 @@ class Sequence:
         self.deliver(pieces)
 
     def hand_over_rest(self) -> None:
-        """Hand over what there is: the next id may be long in coming."""
-        # A reader that fails is noticed with the next id.
-        with contextlib.suppress(Exception):
-            if self._pieces:
+        """Hand over what a reader waits for: the next id may be long in coming."""
+        if self._pieces and not self._whole:
+            # A reader that fails is noticed with the next id.
+            with contextlib.suppress(Exception):
                 self._hand_over()
 
     def finish(self, reason: FinishReason, text: str = "", sample: Sample | None = None) -> bool:

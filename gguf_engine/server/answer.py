@@ -57,16 +57,27 @@ class Answer:
             self._error = delivered
             self._end_one()
             return
-        for piece in delivered:
-            if self._came_at[index]:
-                self._note_gap(at - self._came_at[index])
-            self._came_at[index] = at
-            self._pieces.append((index, piece))
+        self._pieces += [(index, piece) for piece in delivered]
+        self._note_gaps(index, at, delivered)
         if delivered[-1].finish_reason is not None:
             self.last[index] = delivered[-1]
             self._end_one()
         elif self._at_once:
             self._news.set()
+
+    def _note_gaps(self, index: int, at: float, delivered: list[Piece]) -> None:
+        """Share the time since the last delivery among its tokens; of whole answers the engine tells it."""
+        last = delivered[-1]
+        gap_s, n = 0.0, len(delivered)
+        if self._at_once:
+            came_at, self._came_at[index] = self._came_at[index], at
+            gap_s = (at - came_at) / n if came_at else 0.0
+        elif last.timings is not None and last.usage is not None:
+            rate, n = last.timings.decode_tokens_per_s, last.usage.n_completion - 1
+            gap_s = 1 / rate if rate else 0.0
+        if gap_s:
+            for _ in range(n):
+                self._note_gap(gap_s)
 
     def _end_one(self) -> None:
         self._n_open -= 1

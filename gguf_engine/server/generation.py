@@ -96,7 +96,7 @@ class Engine:
         streams: list[AsyncStream] = []
         try:
             for prompt in job.prompts:
-                streams += self.llm.astreams(prompt, job.n, job.params, chat=job.chat)
+                streams += self.llm.astreams(prompt, job.n, job.params, chat=job.chat, whole=not job.stream)
         except BaseException:
             for stream in streams:
                 stream.close()

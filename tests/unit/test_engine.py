@@ -200,6 +200,25 @@ def test_a_request_hands_over_what_it_made_before_a_pass_with_prompts() -> None:
     assert len(early.delivered) == 5  # not the one that this pass gave
 
 
+def test_a_request_that_nobody_reads_before_its_end_hands_over_in_few_parts() -> None:
+    engine = Engine(FakeBackend())
+    request = Request(engine, [1, 2], max_tokens=100, ignore_eos=True, whole=True)
+    engine.submit(request.sequence)
+    for _ in range(5):
+        engine.step()
+    engine.submit(Request(engine, range(20), max_tokens=5).sequence)
+    engine.step()  # before a pass with a prompt, too
+    assert request.delivered == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gguf_engine.engine.sequence.HAND_OVER_UNREAD_S", 0.0)
+        engine.step()
+    assert len(request.delivered) == 7
+    finish(engine)
+    streamed = Request(engine, [1, 2], max_tokens=100, ignore_eos=True)
+    run(engine, streamed)
+    assert request.completion.token_ids == streamed.completion.token_ids
+
+
 def test_a_prompt_that_does_not_fit_beside_the_others_waits_instead_of_pushing_them_out() -> None:
     backend = FakeBackend(n_slots=2, n_ctx=40, n_cells=40)
     engine = Engine(backend)

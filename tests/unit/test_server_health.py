@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from server_samples import Served, chat_body, limits, serve, wait_for
+
+from gguf_engine.outputs import Piece
+from gguf_engine.server.answer import Answer
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +71,18 @@ def test_metrics_count_what_happened() -> None:
     with serve() as running:
         running.chat(max_tokens=7)
         running.chat(nonsense=1)
+        running.chat(max_tokens=1)
         running.client.get("/made/up/path")
         text = running.client.get("/metrics").text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert lines['gguf_engine_http_requests_total{route="/v1/chat/completions",status="200"}'] == "1.0"
+    assert lines['gguf_engine_http_requests_total{route="/v1/chat/completions",status="200"}'] == "2.0"
     assert lines['gguf_engine_http_requests_total{route="/v1/chat/completions",status="400"}'] == "1.0"
     assert lines['gguf_engine_http_requests_total{route="other",status="404"}'] == "1.0"
-    assert float(lines["gguf_engine_completion_tokens_total"]) == 7
-    assert float(lines["gguf_engine_first_token_seconds_count"]) == 1
+    assert float(lines["gguf_engine_completion_tokens_total"]) == 8
+    assert float(lines["gguf_engine_first_token_seconds_count"]) == 2
     assert float(lines["gguf_engine_inter_token_seconds_count"]) == 6
+    gap_s = float(lines["gguf_engine_inter_token_seconds_sum"]) / 6
+    assert 0 < gap_s < 1
     assert (lines["gguf_engine_up"], lines["gguf_engine_slots"]) == ("1.0", "4.0")
     assert lines["gguf_engine_crashes_total"] == "0.0"
 
@@ -86,3 +93,23 @@ def test_metrics_go_on_without_an_engine() -> None:
         text = running.client.get("/metrics").text
     assert "gguf_engine_up 0.0" in text
     assert "gguf_engine_slots " not in text
+
+
+def test_the_time_between_two_deliveries_is_shared_by_their_tokens() -> None:
+    gaps: list[float] = []
+
+    async def hear() -> None:
+        answer = Answer([_Silent()], gaps.append, at_once=True)  # type: ignore[list-item]
+        answer._hear(0, 1.0, [Piece("a")])
+        answer._hear(0, 1.6, [Piece("b"), Piece("c"), Piece("d")])
+        answer._hear(0, 1.7, [Piece("e")])
+
+    asyncio.run(hear())
+    assert gaps == pytest.approx([0.2, 0.2, 0.2, 0.1])
+
+
+class _Silent:
+    """A stream that says nothing by itself."""
+
+    def listen(self, hear: object, *, whole: bool) -> None:
+        pass
