@@ -127,7 +127,8 @@ class EngineParams:
         n_gpu_layers: Layers on the device; None means all of them (none on "cpu").
         n_ctx: Positions a sequence may use, prompt and answer together; None means the model's
             own context length, at most 8192.
-        n_slots: Requests that run at once, 1..256; more of them wait.
+        n_slots: Requests that run at once, 1..256; more of them wait. None means 16, or 32 with
+            preset="throughput", and no more than there are cells.
         n_cells: KV cache cells shared by all running requests, n_ctx or more; None means n_ctx. When
             they run out the youngest request waits and is resumed later.
         n_batch: Tokens of one forward pass, 32..8192; a longer prompt is split.
@@ -155,8 +156,8 @@ class EngineParams:
             file, as for `model`, lets that model guess: a small one with the same vocabulary.
         n_draft: Most tokens to guess at once, 1..127; fewer, or none, where more would not pay.
         preset: "latency" lets a prompt hold up running answers for 0.1 s at most and keeps little for
-            later requests; "throughput" computes prompts in whole batches and keeps as much as there is
-            room for. None lies between the two. No preset changes a text.
+            later requests; "throughput" computes prompts in whole batches, keeps as much as there is room
+            for, and runs more requests at once. None lies between the two. No preset changes a text.
         prefix_cache: A folder where system prompts are kept, computed, for this run and later ones; None
             for none. As private as the prompts, and to be trusted like the model file.
         prefix_cache_mb: Megabytes (10^6 bytes) of files in it, 1..1000000; those unused for longest are
@@ -169,7 +170,7 @@ class EngineParams:
     split_mode: SplitMode = "layer"
     n_gpu_layers: int | None = None
     n_ctx: int | None = None
-    n_slots: int = 8
+    n_slots: int | None = None
     n_cells: int | None = None
     n_batch: int = 512
     n_ubatch: int | None = None
@@ -200,10 +201,10 @@ class EngineParams:
             raise OptionError("split_mode", self.split_mode, '"layer" for a single device')
         _optional_integer("n_gpu_layers", self.n_gpu_layers, "an integer in 0..1024", high=1024)
         _optional_integer("n_ctx", self.n_ctx, "an integer in 8..16777216", low=8, high=2**24)
-        _integer("n_slots", self.n_slots, "an integer in 1..256", low=1, high=256)
+        _optional_integer("n_slots", self.n_slots, "an integer in 1..256, or None", low=1, high=256)
         _optional_integer("n_cells", self.n_cells, "an integer in 8..16777216", low=8, high=2**24)
         _integer("n_batch", self.n_batch, "an integer in 32..8192", low=32, high=8192)
-        if self.n_slots > self.n_batch:
+        if self.n_slots is not None and self.n_slots > self.n_batch:
             raise OptionError("n_slots", self.n_slots, f"n_batch ({self.n_batch}) or fewer")
         allowed = f"an integer in 32..{self.n_batch} (n_batch), or None"
         _optional_integer("n_ubatch", self.n_ubatch, allowed, low=32, high=self.n_batch)

@@ -26,7 +26,7 @@ from gguf_engine.backend.native_batch import NativeBatch
 from gguf_engine.backend.processors import usable_processors
 from gguf_engine.backend.threads import ThreadGovernor, choose_threads, make_governor
 from gguf_engine.errors import BackendError, EngineClosedError, ModelLoadError, OptionError
-from gguf_engine.params import EngineParams, split_adapter
+from gguf_engine.params import EngineParams, PresetName, split_adapter
 
 # libgomp spins 30 billion times at a barrier by default, which takes a busy neighbour's core away
 # from itself: decoding fell to a tenth. A bounded spin keeps the idle speed.
@@ -38,6 +38,9 @@ _GGML_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
 _SPLIT_MODES = {"layer": 1, "row": 2}  # enum llama_split_mode
 MAX_N_CTX_BY_DEFAULT = 8192
 MAX_N_UBATCH_ON_CPU = 256
+# Requests at once, by preset. On a CPU llama.cpp computes the rows of K-quants by 16: a pass over 16 takes
+# hardly longer than one over 8, and one over 32 half as long again.
+N_SLOTS: dict[PresetName | None, int] = {"latency": 16, None: 16, "throughput": 32}
 
 
 @contextlib.contextmanager
@@ -249,7 +252,7 @@ class LlamaBackend:
         self.n_cells = params.n_cells or self.n_ctx
         if self.n_cells < self.n_ctx:
             raise OptionError("n_cells", self.n_cells, f"n_ctx ({self.n_ctx}) or more")
-        self.n_slots = params.n_slots
+        self.n_slots = params.n_slots or min(N_SLOTS[params.preset], self.n_cells)
         # llama.cpp cuts a batch to the cells there are, and aborts when it does not hold all slots.
         if self.n_slots > self.n_cells:
             raise OptionError("n_slots", self.n_slots, f"1..{self.n_cells}, the KV cells there are")

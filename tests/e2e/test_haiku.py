@@ -264,3 +264,12 @@ def test_a_model_that_is_no_name_is_refused(model: Any) -> None:
 def test_a_context_beyond_training_is_refused() -> None:
     with pytest.raises(OptionError, match="4096"):
         LLM.load("haiku", n_ctx=8192)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_slots"),
+    [({}, 16), ({"n_ctx": 8}, 8), ({"preset": "throughput"}, 32), ({"n_slots": 3}, 3)],
+)
+def test_so_many_requests_run_at_once(options: dict[str, Any], n_slots: int) -> None:
+    with LLM.load("haiku", n_threads=1, **options) as llm:
+        assert llm.stats().n_slots == n_slots
