@@ -85,6 +85,12 @@ def test_machines_whose_trials_overlap_are_called_about_as_fast() -> None:
     assert "fastest" not in text
 
 
+def test_two_records_are_about_as_fast_where_one_machine_might_differ_so_much() -> None:
+    near = verdict(rows_of([record(case(10.0)), record(case(10.4))], ["a", "b"]))
+    assert near.endswith("two runs on one machine may differ by 5%, and these do by less.")
+    assert "is fastest" in verdict(rows_of([record(case(10.0)), record(case(10.6))], ["a", "b"]))
+
+
 def test_a_peer_or_a_case_beside_a_busy_program_is_no_contestant() -> None:
     rows = rows_of([record(case(5.0), case(50.0, engine="bare"), case(60.0, neighbour=True))], ["a"])
     assert [row.case.engine for row in contestants(rows)] == ["gguf_engine"]
