@@ -25,16 +25,16 @@ class Answer:
 
     Args:
         streams: One for each choice.
-        note_gap: Told the seconds between two tokens of a stream.
+        note_gaps: Told the seconds between two tokens of a stream, and how many times.
         at_once: Whether somebody reads as the pieces come; otherwise they come together, at the end.
     """
 
     def __init__(
-        self, streams: Sequence[AsyncStream], note_gap: Callable[[float], object], *, at_once: bool
+        self, streams: Sequence[AsyncStream], note_gaps: Callable[[float, int], object], *, at_once: bool
     ) -> None:
         self.streams = streams
         self.last: list[Piece | None] = [None] * len(streams)
-        self._note_gap, self._at_once = note_gap, at_once
+        self._tell_gaps, self._at_once = note_gaps, at_once
         self._pieces: list[tuple[int, Piece]] = []
         self._news = asyncio.Event()
         self._n_open = len(streams)
@@ -76,8 +76,7 @@ class Answer:
             rate, n = last.timings.decode_tokens_per_s, last.usage.n_completion - 1
             gap_s = 1 / rate if rate else 0.0
         if gap_s:
-            for _ in range(n):
-                self._note_gap(gap_s)
+            self._tell_gaps(gap_s, n)
 
     def _end_one(self) -> None:
         self._n_open -= 1

@@ -77,7 +77,7 @@ class Engine:
         self.desk.take(n)
         started_at = time.perf_counter()
         try:
-            answer = Answer(self._start(job), self.metrics.note_gap, at_once=job.stream)
+            answer = Answer(self._start(job), self.metrics.note_gaps, at_once=job.stream)
             self.desk.watch(answer)
             watcher = asyncio.ensure_future(_cancel_when_gone(receive, answer))
             try:

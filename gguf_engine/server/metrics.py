@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from gguf_engine.engine.engine import EngineStats
 from gguf_engine.outputs import Piece
@@ -53,6 +60,31 @@ class _EngineState:
         )
 
 
+class Gaps:
+    """
+    A histogram of the times between tokens: a delivery adds many at once.
+
+    Of the client library each would be a call with a lock, which thousands of tokens a second would feel.
+    Used from the event loop alone.
+    """
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_BETWEEN_S) + 1)  # not cumulative; the last is of what is longer
+        self._sum_s = 0.0
+
+    def note(self, seconds: float, n: int) -> None:
+        """Add `n` times of so many seconds."""
+        self._counts[bisect_left(_BETWEEN_S, seconds)] += n
+        self._sum_s += n * seconds
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client: buckets are cumulative, and end with infinity."""
+        edges = [*(str(float(each)) for each in _BETWEEN_S), "+Inf"]
+        buckets = list(zip(edges, accumulate(self._counts), strict=True))
+        name, text = "gguf_engine_inter_token_seconds", "From one token to the next."
+        yield HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum_s)
+
+
 class Metrics:
     """One server's metrics, in a registry of its own."""
 
@@ -68,7 +100,8 @@ class Metrics:
         )
         self._queue = self._histogram("queue", "Waiting for a slot.", _FIRST_S)
         self._first = self._histogram("first_token", "From the request to its first token.", _FIRST_S)
-        self._between = self._histogram("inter_token", "From one token to the next.", _BETWEEN_S)
+        gaps = Gaps()
+        self._registry.register(gaps)
         self._tokens = {
             name: Counter(f"gguf_engine_{name}_tokens", text, registry=self._registry)
             for name, text in (
@@ -79,7 +112,7 @@ class Metrics:
                 ("accepted", "Guessed tokens that were right."),
             )
         }
-        self.note_gap = self._between.observe
+        self.note_gaps = gaps.note
         self.note_overhead = self._overhead.observe
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:

@@ -13,6 +13,7 @@ from server_samples import Served, chat_body, limits, serve, wait_for
 
 from gguf_engine.outputs import Piece
 from gguf_engine.server.answer import Answer
+from gguf_engine.server.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +97,33 @@ def test_metrics_go_on_without_an_engine() -> None:
 
 
 def test_the_time_between_two_deliveries_is_shared_by_their_tokens() -> None:
-    gaps: list[float] = []
+    gaps: list[tuple[float, int]] = []
 
     async def hear() -> None:
-        answer = Answer([_Silent()], gaps.append, at_once=True)  # type: ignore[list-item]
+        answer = Answer([_Silent()], lambda *gap: gaps.append(gap), at_once=True)  # type: ignore[list-item]
         answer._hear(0, 1.0, [Piece("a")])
         answer._hear(0, 1.6, [Piece("b"), Piece("c"), Piece("d")])
         answer._hear(0, 1.7, [Piece("e")])
 
     asyncio.run(hear())
-    assert gaps == pytest.approx([0.2, 0.2, 0.2, 0.1])
+    assert [n for _, n in gaps] == [3, 1]
+    assert [gap_s for gap_s, _ in gaps] == pytest.approx([0.2, 0.1])
+
+
+def test_times_between_tokens_are_a_histogram_as_prometheus_reads_it() -> None:
+    metrics = Metrics()
+    for gap_s, n in ((0.001, 2), (0.0011, 3), (7.0, 1)):
+        metrics.note_gaps(gap_s, n)
+    lines = dict(
+        line.rsplit(" ", 1)
+        for line in metrics.render(None).decode().splitlines()
+        if line.startswith("gguf_engine_inter_token_seconds")
+    )
+    name = "gguf_engine_inter_token_seconds"
+    found = [float(lines[f'{name}_bucket{{le="{edge}"}}']) for edge in ("0.001", "0.0025", "5.0", "+Inf")]
+    assert found == [2, 5, 5, 6]
+    assert float(lines[f"{name}_count"]) == 6
+    assert float(lines[f"{name}_sum"]) == pytest.approx(7.0053)
 
 
 class _Silent:
