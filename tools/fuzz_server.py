@@ -49,6 +49,7 @@ OPTIONS = (
 ALLOWED_5XX = frozenset((501, 503))
 NO_ANSWER = "ended"
 MAX_FINDINGS = 20
+N_SAMPLES = 20  # of the server's memory
 
 
 async def exchange(port: int, data: bytes) -> tuple[int | None, bytes, bytes]:
@@ -156,6 +157,16 @@ def from_seed(document: dict[str, Any], seed: int, numbers: Iterable[int]) -> It
         yield f"seed {seed} case {number}", make_case(document, seed, number)
 
 
+def sampled(
+    cases: Iterable[tuple[str, Case]], every: int, program: Program, rss_mib: list[float]
+) -> Iterator[tuple[str, Case]]:
+    """Yield the cases; before every so many of them, add what memory the server then has."""
+    for number, case in enumerate(cases):
+        if number % every == 0 and program.is_running:
+            rss_mib.append(round(held(program.process.pid).rss_bytes / 2**20, 1))
+        yield case
+
+
 def fuzz(count: int, seed: int, n_schemathesis: int = 0) -> tuple[dict[str, Any], Tally]:
     """
     Start a server, throw `count` cases at it, end it; return the figures.
@@ -166,6 +177,7 @@ def fuzz(count: int, seed: int, n_schemathesis: int = 0) -> tuple[dict[str, Any]
         n_schemathesis: How many of them schemathesis makes.
     """
     tally = Tally()
+    rss_mib: list[float] = []
     started = time.monotonic()
     with Program(*OPTIONS) as program:
         before = held(program.process.pid)
@@ -176,7 +188,8 @@ def fuzz(count: int, seed: int, n_schemathesis: int = 0) -> tuple[dict[str, Any]
 
             made = from_schemathesis(document, n_schemathesis, seed)
         own = from_seed(document, seed, range(count - len(made)))
-        asyncio.run(throw(program.port, itertools.chain(made, own), tally))
+        cases = sampled(itertools.chain(made, own), max(1, count // N_SAMPLES), program, rss_mib)
+        asyncio.run(throw(program.port, cases, tally))
         health = asyncio.run(read_json(program.port, "/health"))["status"] if program.is_running else "gone"
         crashes = asyncio.run(n_crashes(program.port)) if program.is_running else 0
         after = held(program.process.pid) if program.is_running else before
@@ -192,6 +205,7 @@ def fuzz(count: int, seed: int, n_schemathesis: int = 0) -> tuple[dict[str, Any]
         "deaths": crashes + (code != 0),
         "before": figures(before),
         "after": figures(after),
+        "rss_mib": rss_mib,
         "seconds": round(time.monotonic() - started, 1),
     }
     return found, tally
