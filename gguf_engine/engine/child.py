@@ -65,24 +65,38 @@ class _Server:
     def __init__(self, outbox: BinaryIO) -> None:
         self._outbox = outbox
         self._lock = threading.Lock()  # the engine's thread and the reading one both write
+        self._delivered: list[bytes] = []  # in this pass: the engine's thread's own
         self._worker: EngineWorker | None = None
         self._running: dict[int, Sequence] = {}
         self._embedded: dict[int, Callable[[], None]] = {}  # how to end each
 
     def tell(self, message: list[Any]) -> None:
         """Send one message; a parent that has gone needs none."""
-        data = wire.encode(message)
+        self._write([wire.encode(message)])
+
+    def _write(self, frames: list[bytes]) -> None:
         try:
             with self._lock:
-                wire.write_frame(self._outbox, data)
+                wire.write_frames(self._outbox, frames)
         except OSError:
             os._exit(0)
+
+    def _tell_later(self, message: list[Any]) -> None:
+        """Send a message of the engine's thread with all others of this pass: a write wakes the parent."""
+        self._delivered.append(wire.encode(message))
+
+    def _flush(self) -> None:
+        if self._delivered:
+            frames, self._delivered = self._delivered, []
+            self._write(frames)
 
     def open(self, frame: bytes) -> None:
         """Load the model that the first frame describes."""
         make_engine, self._vocabulary, candidates, reports = pickle.loads(frame)  # noqa: S301 - our parent's
         on_load = [self._report()] if reports else []
-        self._worker = worker = EngineWorker(lambda: make_engine(*on_load), end_candidates=candidates)
+        self._worker = worker = EngineWorker(
+            lambda: make_engine(*on_load), end_candidates=candidates, after_pass=self._flush
+        )
         self.tell(["ready", wire.encode_facts(worker.wait_until_ready())])
 
     def _report(self) -> Callable[[float], bool]:
@@ -157,11 +171,11 @@ class _Server:
         def deliver(delivered: list[Piece] | BaseException) -> None:
             if isinstance(delivered, BaseException):
                 self._running.pop(number, None)
-                self.tell(["error", number, wire.encode_error(delivered)])
+                self._tell_later(["error", number, wire.encode_error(delivered)])
                 return
             if delivered[-1].finish_reason is not None:
                 self._running.pop(number, None)
-            self.tell(["pieces", number, [wire.encode_piece(piece) for piece in delivered]])
+            self._tell_later(["pieces", number, [wire.encode_piece(piece) for piece in delivered]])
 
         return deliver
 

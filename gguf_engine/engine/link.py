@@ -170,7 +170,7 @@ class Child:
     def _write(self, data: bytes) -> None:
         # A child that has gone says so at the reading end.
         with contextlib.suppress(OSError):
-            wire.write_frame(self._inbox, data)
+            wire.write_frames(self._inbox, [data])
 
     def submit(self, ticket: Ticket) -> None:
         """Send a request or a command."""

@@ -11,7 +11,7 @@ import base64
 import builtins
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
@@ -27,9 +27,9 @@ _LENGTH = struct.Struct("<I")
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), default=str)
 
 
-def write_frame(file: BinaryIO, data: bytes) -> None:
-    """Write one frame and flush."""
-    file.write(_LENGTH.pack(len(data)) + data)
+def write_frames(file: BinaryIO, frames: Iterable[bytes]) -> None:
+    """Write frames, all at once, and flush."""
+    file.write(b"".join([_LENGTH.pack(len(data)) + data for data in frames]))
     file.flush()
 
 

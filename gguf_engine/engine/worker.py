@@ -111,6 +111,7 @@ class EngineWorker:
         vocabulary: What the ids of a `Request` stand for; None for sequences made elsewhere.
         end_candidates: Ids that may end a generation.
         abort_making: Makes `make_engine` give up soon; called by a `close` before it has ended.
+        after_pass: Called in that thread when requests may have delivered something.
     """
 
     def __init__(
@@ -120,13 +121,14 @@ class EngineWorker:
         *,
         end_candidates: Iterable[int] = (),
         abort_making: Callable[[], None] = lambda: None,
+        after_pass: Callable[[], None] = lambda: None,
     ) -> None:
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._pid = os.getpid()
         self._is_closed, self._is_loading = False, True
         self._make_engine: Callable[[], Engine] | None = make_engine
         self._vocabulary, self._end_candidates = vocabulary, end_candidates
-        self._abort = abort_making
+        self._abort, self._after_pass = abort_making, after_pass
         self._abort_prompt: Callable[[Sequence], None] = lambda _: None
         self._abort_embedding: Callable[[EmbeddingJob], None] = lambda _: None
         self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
@@ -351,6 +353,7 @@ class EngineWorker:
             if message is not None:
                 message(engine)
         engine.fail_all(EngineClosedError("the engine was closed while this request ran"))
+        self._after_pass()
         engine.close()
 
     def _handle(self, engine: Engine) -> bool:
@@ -368,7 +371,9 @@ class EngineWorker:
             while not engine.has_work or not inbox.empty():
                 if not self._handle(engine):
                     return
+                self._after_pass()
             try:
                 engine.step()
             except Exception as error:  # noqa: BLE001 - our bug: it ends the requests, not the thread
                 engine.fail_all(error)
+            self._after_pass()
