@@ -95,7 +95,7 @@ class _Server:
         make_engine, self._vocabulary, candidates, reports = pickle.loads(frame)  # noqa: S301 - our parent's
         on_load = [self._report()] if reports else []
         self._worker = worker = EngineWorker(
-            lambda: make_engine(*on_load), end_candidates=candidates, after_pass=self._flush
+            lambda: make_engine(*on_load), end_candidates=candidates, flush=self._flush
         )
         self.tell(["ready", wire.encode_facts(worker.wait_until_ready())])
 

@@ -128,6 +128,8 @@ class Engine:
             PrefillPace(chosen.pass_s, backend.n_batch),
         )
         self.embeddings = Embeddings(backend, PrefillPace(chosen.pass_s, backend.n_batch))
+        self.flush: Callable[[], None] = lambda: None
+        """Called before a long pass, when what was handed over is not to wait for its end."""
         self._prefixes = prefixes
         self._prompts: frozenset[Sequence] = frozenset()  # computed by the pass under way
         try:
@@ -212,6 +214,7 @@ class Engine:
         if self.embeddings.has_work:
             for sequence in self.scheduler.running:
                 sequence.hand_over_rest()
+            self.flush()
             self.embeddings.step(is_busy=self.scheduler.is_busy)
         if self._prefixes is not None:
             self._prefixes.restore(self.kv_cache, is_busy=self.scheduler.is_busy)
@@ -276,6 +279,7 @@ class Engine:
         if self._prompts:
             for chunk in chunks:
                 chunk.sequence.hand_over_rest()
+            self.flush()
 
     def _fail(self, chunks: list[Chunk], error: BackendError) -> None:
         for chunk in chunks:

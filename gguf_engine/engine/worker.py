@@ -111,7 +111,7 @@ class EngineWorker:
         vocabulary: What the ids of a `Request` stand for; None for sequences made elsewhere.
         end_candidates: Ids that may end a generation.
         abort_making: Makes `make_engine` give up soon; called by a `close` before it has ended.
-        after_pass: Called in that thread when requests may have delivered something.
+        flush: Called in that thread when what requests have delivered is to reach their readers.
     """
 
     def __init__(
@@ -121,14 +121,14 @@ class EngineWorker:
         *,
         end_candidates: Iterable[int] = (),
         abort_making: Callable[[], None] = lambda: None,
-        after_pass: Callable[[], None] = lambda: None,
+        flush: Callable[[], None] = lambda: None,
     ) -> None:
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._pid = os.getpid()
         self._is_closed, self._is_loading = False, True
         self._make_engine: Callable[[], Engine] | None = make_engine
         self._vocabulary, self._end_candidates = vocabulary, end_candidates
-        self._abort, self._after_pass = abort_making, after_pass
+        self._abort, self._flush = abort_making, flush
         self._abort_prompt: Callable[[Sequence], None] = lambda _: None
         self._abort_embedding: Callable[[EmbeddingJob], None] = lambda _: None
         self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
@@ -333,6 +333,7 @@ class EngineWorker:
             engine = make_engine()
             self._abort, self._abort_prompt = engine.abort, engine.abort_prompt
             self._abort_embedding = engine.embeddings.abort
+            engine.flush = self._flush
             facts = engine.facts(self._end_candidates)
         except BaseException as error:  # noqa: BLE001 - handed to wait_until_ready
             self._ready.put(error)
@@ -353,7 +354,7 @@ class EngineWorker:
             if message is not None:
                 message(engine)
         engine.fail_all(EngineClosedError("the engine was closed while this request ran"))
-        self._after_pass()
+        self._flush()
         engine.close()
 
     def _handle(self, engine: Engine) -> bool:
@@ -371,9 +372,9 @@ class EngineWorker:
             while not engine.has_work or not inbox.empty():
                 if not self._handle(engine):
                     return
-                self._after_pass()
+                self._flush()
             try:
                 engine.step()
             except Exception as error:  # noqa: BLE001 - our bug: it ends the requests, not the thread
                 engine.fail_all(error)
-            self._after_pass()
+            self._flush()
