@@ -3,6 +3,7 @@ Every error this package raises on purpose.
 
     GGUFEngineError
     ├── OptionError            an option out of range, of the wrong type or unknown (also a ValueError)
+    ├── NotBuiltError          the sources that were imported were never built (also an ImportError)
     ├── ModelError             a model that cannot be used
     │   ├── ModelNotFoundError     no such name, file, repository or revision
     │   ├── ModelFileError         bytes that are not a model llama.cpp can load safely
@@ -57,6 +58,20 @@ class OptionError(GGUFEngineError, ValueError):
         shown = repr(value)
         shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         super().__init__(_sentence(f"{option} is {shown}; allowed: {allowed}", help))
+
+
+class NotBuiltError(GGUFEngineError, ImportError):
+    """The package was imported from a source folder whose native code was never built."""
+
+    def __init__(self) -> None:
+        from pathlib import Path
+
+        folder = Path(__file__).resolve().parent.parent
+        super().__init__(
+            f"gguf_engine is imported from {folder}, whose native code is not built; "
+            "to use the installed package start Python in another folder, or build this one: "
+            "`pip install -e .` there"
+        )
 
 
 class ModelError(GGUFEngineError):

@@ -15,7 +15,7 @@ from gguf_engine.engine.engine import EngineMaker, EngineStats
 from gguf_engine.engine.worker import EngineWorker, Worker
 from gguf_engine.errors import OptionError
 from gguf_engine.outputs import Completion
-from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params
+from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params, keywords
 from gguf_engine.prompts import Prompt, Prompts
 from gguf_engine.sessionfile import OnFull, PrefixFiles
 from gguf_engine.streams import AsyncStream, Stream
@@ -159,7 +159,7 @@ class LLM(Prompts):
             options["device"] = device
         opened = open_model(
             model,
-            build_params(EngineParams, options, params),
+            build_params(EngineParams, options, params, keywords(cls.load)),
             revision=revision,
             tokenizer=tokenizer,
             chat_template=chat_template,

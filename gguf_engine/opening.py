@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gguf_engine.errors import OptionError
+from gguf_engine.errors import ModelNotFoundError, OptionError
 from gguf_engine.params import EngineParams, split_adapter
 from gguf_engine.text.chat import ChatTemplate
 from gguf_engine.text.tokenizer import Tokenizer
@@ -140,7 +140,10 @@ def _open_draft(
         return None, None
     if params.draft == "lookup":
         return DraftMaker(n_max=params.n_draft), None
-    files = fetch(params.draft)
+    try:
+        files = fetch(params.draft)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(error.model, f"{error.what}, to be the draft model", error.help) from None
     gguf = _read_header(files.weights, preflight=preflight)
     check_draft(target, gguf)
     if preflight:
@@ -213,7 +216,10 @@ def _check_adapters(params: EngineParams, gguf: GGUFFile) -> None:
     from gguf_engine.loader.verdicts import Verdicts
 
     for text in params.lora:
-        adapter = read_gguf(split_adapter(text)[0])
+        try:
+            adapter = read_gguf(split_adapter(text)[0])
+        except ModelNotFoundError:
+            raise OptionError("lora", text, "the path of a GGUF file that is there") from None
         check_adapter(adapter, read_parts(gguf))
         check_tensors((adapter,), Verdicts.open(state_folder()), has_finite_numbers)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import PurePath
@@ -24,6 +24,8 @@ Isolation = Literal["thread", "process"]
 
 MAX_TOP_LOGPROBS = 64
 MAX_SEED = 2**63 - 1
+N_DRAFT = 31
+PREFIX_CACHE_MB = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,10 +185,10 @@ class EngineParams:
     repack: bool | None = None
     lora: tuple[str, ...] = ()
     draft: str | None = None
-    n_draft: int = 31
+    n_draft: int = N_DRAFT
     preset: PresetName | None = None
     prefix_cache: str | None = None
-    prefix_cache_mb: int = 4096
+    prefix_cache_mb: int = PREFIX_CACHE_MB
     tuned: bool = True
 
     def __post_init__(self) -> None:
@@ -232,6 +234,10 @@ class EngineParams:
     def _check_keeping(self) -> None:
         if self.preset is not None:
             _choice("preset", self.preset, ("latency", "throughput"))
+        if self.prefix_cache is None and self.prefix_cache_mb != PREFIX_CACHE_MB:
+            raise OptionError("prefix_cache_mb", self.prefix_cache_mb, "a value beside prefix_cache only")
+        if self.draft is None and self.n_draft != N_DRAFT:
+            raise OptionError("n_draft", self.n_draft, "a value beside draft only")
         if self.prefix_cache is not None:
             (folder,) = _names("prefix_cache", (self.prefix_cache,), "a folder's path, or None")
             object.__setattr__(self, "prefix_cache", folder)
@@ -278,21 +284,48 @@ def split_adapter(text: str) -> tuple[str, float]:
 _P = TypeVar("_P", SamplingParams, EngineParams)
 
 
-def build_params(kind: type[_P], options: Mapping[str, Any], base: _P | None = None) -> _P:
+def build_params(
+    kind: type[_P],
+    options: Mapping[str, Any],
+    base: _P | None = None,
+    beside: Sequence[str] = (),
+) -> _P:
     """
     Return `kind` made of `options`, over `base` where one is given.
+
+    Args:
+        kind: SamplingParams or EngineParams.
+        options: Values by name.
+        base: Values where `options` says nothing.
+        beside: Names that the caller takes too; one of them may be meant by a name that is wrong.
 
     Raises:
         OptionError: A name that `kind` does not have (with the ones it has), or a bad value.
     """
     if base is not None and not isinstance(base, kind):
         raise OptionError("params", base, f"{kind.__name__} or None", "pass single options by name")
-    names = [f.name for f in fields(kind)]
+    names: list[str] = [each.name for each in fields(kind)]
     for name, value in options.items():
         if name not in names:
-            raise OptionError("option", name, ", ".join(names), f"remove {name}={value!r}")
+            raise _unknown(name, value, [*beside, *names])
     values = {} if base is None else {name: getattr(base, name) for name in names}
     return kind(**{**values, **{name: _plain(value) for name, value in options.items()}})
+
+
+def _unknown(name: str, value: object, known: list[str]) -> OptionError:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1)
+    way_out = f"did you mean {near[0]!r}?" if near else f"remove {name}={value!r}"
+    return OptionError("option", name, ", ".join(known), way_out)
+
+
+def keywords(function: Callable[..., object]) -> list[str]:
+    """Return the names of a function's keyword-only arguments."""
+    from inspect import Parameter, signature
+
+    found = signature(function).parameters.values()
+    return [each.name for each in found if each.kind is Parameter.KEYWORD_ONLY]
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Prompt = str | SequenceABC[int | Message]
 """Raw text, token ids, or messages. A string is raw text unless a method says it is a user's turn."""
 
+_BESIDE = ("chat", "priority", "whole")  # what requests take beside their options
+
 
 class Prompts:
     """
@@ -131,7 +133,7 @@ class Prompts:
         whole: bool = False,
     ) -> Request:
         """Check everything that can be checked before the engine sees the request."""
-        chosen = build_params(SamplingParams, options, params)
+        chosen = build_params(SamplingParams, options, params, _BESIDE)
         check_bias(chosen, self.n_vocab)
         prompt_ids = array("i", self.encode(prompt, chat=chat))
         if len(prompt_ids) >= self.n_ctx:

@@ -19,7 +19,7 @@ from gguf_engine.engine.kv_cache import common_prefix
 from gguf_engine.engine.state import write_state
 from gguf_engine.errors import OptionError, SessionBusyError, StateError
 from gguf_engine.outputs import Completion
-from gguf_engine.params import SamplingParams, build_params
+from gguf_engine.params import SamplingParams, build_params, keywords
 from gguf_engine.sessionfile import OnFull, SavedSession, pack_session, read_session
 from gguf_engine.sessionstreams import AsyncSessionStream, SessionStream, Turn
 from gguf_engine.streams import AsyncStream, Stream, join
@@ -70,7 +70,7 @@ class Session:
         if on_full not in get_args(OnFull):
             raise OptionError("on_full", on_full, "'raise' or 'drop_oldest'")
         self.llm, self.system, self.on_full = llm, system, on_full
-        self.params = build_params(SamplingParams, options, params)
+        self.params = build_params(SamplingParams, options, params, keywords(type(self)))
         self._turns: list[tuple[str, str]] = []  # questions and their answers
         self._n_dropped = 0
         self._n_restored = 0

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gguf_engine.backend._native import ffi, lib
-from gguf_engine.errors import DeviceError
+from gguf_engine.errors import DeviceError, NotBuiltError
 from gguf_engine.params import EngineParams
+
+try:
+    from gguf_engine.backend._native import ffi, lib
+except ModuleNotFoundError:
+    raise NotBuiltError from None
 
 DeviceKind = Literal["cpu", "gpu", "igpu", "accelerator"]
 

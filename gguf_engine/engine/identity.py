@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from gguf_engine.engine.prefix_store import PrefixCache
+from gguf_engine.engine.prefix_store import PrefixCache, make_folder
 from gguf_engine.engine.state import StateOrigin
 from gguf_engine.params import EngineParams, split_adapter
 
@@ -21,12 +21,15 @@ def prefix_cache_for(params: EngineParams, parts: Sequence[Path], *, blobs: bool
         blobs: They were just verified in a hub cache.
 
     Raises:
+        OptionError: The folder cannot be made, or nothing can be written there.
         OSError: A file cannot be read.
     """
     if params.prefix_cache is None:
         return None
+    folder = Path(params.prefix_cache).absolute()
+    make_folder(folder)  # a refusal should not come after a long load
     return PrefixCache(
-        folder=Path(params.prefix_cache).absolute(),
+        folder=folder,
         max_bytes=params.prefix_cache_mb * 10**6,
         model_sha256=_identify(params, parts, blobs=blobs),
         library=_library(),

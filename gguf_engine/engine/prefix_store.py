@@ -9,6 +9,7 @@ its ids have been computed, written again: a request is never worse off than wit
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ from gguf_engine.engine.state import (
     unpack_state,
     write_state,
 )
-from gguf_engine.errors import BackendError, StateError
+from gguf_engine.errors import BackendError, OptionError, StateError
 
 if TYPE_CHECKING:
     from gguf_engine.backend.base import Backend
@@ -85,6 +86,23 @@ class PrefixCache:
         return PrefixStore(self.folder, self.max_bytes, origin)
 
 
+def make_folder(folder: Path) -> None:
+    """
+    Make a folder for prefixes, if it is not there.
+
+    Raises:
+        OptionError: It cannot be made, or nothing can be written there.
+    """
+    try:
+        # What was said to a model: nobody else's business.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        allowed = "a folder that can be made, read and written"
+        raise OptionError("prefix_cache", str(folder), allowed, error.strerror or str(error)) from error
+
+
 class PrefixStore:
     """
     The prefixes kept for one model. All methods are called from the engine's thread.
@@ -101,8 +119,7 @@ class PrefixStore:
         self._root, self._max_bytes, self._origin = folder, max_bytes, origin
         name = hashlib.sha256(json.dumps(asdict(origin), sort_keys=True).encode()).hexdigest()[:16]
         self._folder = folder / name
-        # What was said to a model: nobody else's business.
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder)
         found = (_FILE.fullmatch(path.name) for path in self._folder.iterdir())
         self._known = {match[0]: int(match[1]) for match in found if match}  # file -> ids in it
         self._reading: dict[Sequence, tuple[str, Future[State]]] = {}

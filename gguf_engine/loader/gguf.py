@@ -129,9 +129,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
         with target.open("rb") as file:
             return _Reader(target, file, status.st_size).read()
     except FileNotFoundError:
-        raise ModelNotFoundError(
-            str(path), "no such file", "`gguf-engine run --help` lists the ways to name a model"
-        ) from None
+        raise ModelNotFoundError(str(path), "no such file", "name one that is there") from None
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise ModelFileError(str(target), "unreadable", "", what, "check its permissions") from error

@@ -155,7 +155,7 @@ class Hub:
                 raise
             way_out = (
                 f"not all of it is cached in {self.cache}; run `gguf-engine pull {spec.name}` where "
-                "there is a network, set HF_ENDPOINT, or use --model haiku, which needs no download"
+                "there is a network, or use --model haiku, which needs no download"
             )
             raise HubError(error.code, f"{spec.name}: {_without_code(error)}", way_out) from error
 

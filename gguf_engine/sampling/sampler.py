@@ -14,10 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_engine.errors import OptionError, SamplingError
+from gguf_engine.errors import NotBuiltError, OptionError, SamplingError
 from gguf_engine.outputs import TokenLogprob
 from gguf_engine.params import SamplingParams
-from gguf_engine.sampling._native import ffi, lib
+
+try:
+    from gguf_engine.sampling._native import ffi, lib
+except ModuleNotFoundError:
+    raise NotBuiltError from None
 
 # ge_row and ge_sample are read and written through buffers: 0.2 us a row, against 0.05 us a field.
 _ROW = struct.Struct("PPNPNP")

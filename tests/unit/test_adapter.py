@@ -13,7 +13,7 @@ import pytest
 from adapter_samples import RANK, write_adapter
 from numpy.typing import NDArray
 
-from gguf_engine import LLM, ModelFileError, ModelLoadError, ModelNotFoundError, OptionError
+from gguf_engine import LLM, ModelFileError, ModelLoadError, OptionError
 from gguf_engine.backend.base import Batch
 from gguf_engine.backend.llama import LlamaBackend
 from gguf_engine.cli.answer import figures
@@ -165,7 +165,7 @@ def test_a_loaded_model_says_which_adapters_it_has(
 def test_load_refuses_an_adapter_that_is_missing_broken_or_not_a_number(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"missing\.gguf"):
+    with pytest.raises(OptionError, match=r"lora is .*missing\.gguf"):
         LLM.load(tiny_model, lora=[tmp_path / "missing.gguf"])
     bad = write_adapter(tmp_path / "bad.gguf", tiny_model, fill=float("nan"))
     with pytest.raises(ModelFileError, match="tensor_data"):

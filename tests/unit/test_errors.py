@@ -10,6 +10,7 @@ from gguf_engine import errors
 
 SAMPLES = [
     errors.OptionError("top_p", 2, "(0, 1]", "pass 1 for off"),
+    errors.NotBuiltError(),
     errors.ModelNotFoundError("phi9", "no such name", "try phi3-mini"),
     errors.ModelFileError("a.gguf", "magic", "offset 0", "the file begins with b'<htm'", "fetch it again"),
     errors.ModelLoadError("a.gguf", "out of memory", "last words"),

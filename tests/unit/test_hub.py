@@ -100,7 +100,7 @@ def test_no_network_and_nothing_cached_says_what_to_do(hub: FakeHub) -> None:
     hub.stop()
     error = failure("phi3-mini")
     assert error.code == "network"
-    assert "set HF_ENDPOINT, or use --model haiku, which needs no download" in str(error)
+    assert "where there is a network, or use --model haiku, which needs no download" in str(error)
 
 
 def test_progress_is_told_from_the_first_byte_to_the_last(hub: FakeHub) -> None:

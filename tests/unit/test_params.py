@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gguf_engine import LLM
 from gguf_engine.errors import GGUFEngineError, OptionError
-from gguf_engine.params import EngineParams, SamplingParams, build_params, split_adapter
+from gguf_engine.params import EngineParams, SamplingParams, build_params, keywords, split_adapter
+from gguf_engine.prompts import _BESIDE
 
 BAD_SAMPLING: list[tuple[str, Any]] = [
     *(("temperature", value) for value in (-0.1, math.inf, math.nan, "warm", True, None)),
@@ -48,6 +50,8 @@ BAD_ENGINE: list[tuple[str, Any]] = [
     ("repack", "yes"),
     *(("adapt_threads", value) for value in (True, "sometimes")),
     ("tuned", None),
+    ("n_draft", 5),  # without a draft there is nothing it could mean
+    ("prefix_cache_mb", 10),
 ]
 
 
@@ -65,6 +69,20 @@ def test_an_engine_option_out_of_range_is_refused_by_name(name: str, value: Any)
     with pytest.raises(OptionError) as caught:
         build_params(EngineParams, {name: value})
     assert caught.value.option == name
+
+
+def test_an_unknown_option_is_refused_with_what_may_be_meant() -> None:
+    with pytest.raises(OptionError, match=r"allowed: chat, temperature.*did you mean 'temperature'\?"):
+        build_params(SamplingParams, {"temprature": 1}, beside=["chat"])
+    with pytest.raises(OptionError, match=r"did you mean 'chat'\?"):
+        build_params(SamplingParams, {"chatt": True}, beside=["chat"])
+    with pytest.raises(OptionError, match="remove zzz=1"):
+        build_params(SamplingParams, {"zzz": 1})
+
+
+def test_what_requests_take_beside_their_options_is_what_stream_takes() -> None:
+    for method in (LLM.stream, LLM.streams, LLM.astream, LLM.astreams):
+        assert tuple(keywords(method)) == _BESIDE
 
 
 def test_raw_log_probabilities_without_log_probabilities_are_refused() -> None:

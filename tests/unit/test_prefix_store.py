@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from engine_samples import Request, alone, finish, run
 
+from gguf_engine import LLM
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine import prefix_store as module
 from gguf_engine.engine.engine import Engine, EngineMaker
-from gguf_engine.engine.prefix_store import MIN_IDS, PrefixCache, PrefixStore
+from gguf_engine.engine.prefix_store import MIN_IDS, PrefixCache, PrefixStore, make_folder
 from gguf_engine.engine.state import State
 from gguf_engine.engine.system_prefix import SystemPrefixes
-from gguf_engine.errors import BackendError, TemplateError
+from gguf_engine.errors import BackendError, OptionError, TemplateError
 
 SYSTEM = [n % 89 + 1 for n in range(100)]
 SIZES: dict[str, Any] = {"n_ctx": 256, "n_batch": 64}
@@ -80,6 +81,19 @@ def test_its_folder_and_file_are_for_their_owner_alone(tmp_path: Path) -> None:
     (file,) = files(tmp_path / "new")
     assert file.stat().st_mode & 0o077 == 0
     assert file.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    for folder in (file, file / "below"):
+        with pytest.raises(
+            OptionError, match=r"prefix_cache is .* allowed: a folder that can be made"
+        ) as caught:
+            make_folder(folder)
+        assert caught.value.value == str(folder)
+        with pytest.raises(OptionError, match="prefix_cache"):
+            LLM.load("haiku", prefix_cache=folder)
 
 
 def test_a_running_engine_keeps_a_prefix_once_and_shares_it_in_memory(tmp_path: Path) -> None:
