@@ -212,10 +212,11 @@ class EngineCrashed(GGUFEngineError):  # noqa: N818 - what happened, as in a log
         last_words: The end of what it wrote to stderr, llama.cpp's own message among it; may be "".
     """
 
-    def __init__(self, pid: int, what: str, last_words: str) -> None:
+    def __init__(self, pid: int | None, what: str, last_words: str) -> None:
         self.pid, self.what, self.last_words = pid, what, last_words
+        which = "" if pid is None else f" {pid}"
         said = f"its last words: {last_words}" if last_words else "it said nothing"
-        super().__init__(f"the engine's process {pid} {what}; {said}")
+        super().__init__(f"the engine's process{which} {what}; {said}")
 
 
 class EngineSilentError(GGUFEngineError, TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -18,14 +19,15 @@ from gguf_engine.engine.sequence import Deliver, Sequence
 from gguf_engine.engine.worker import EngineWorker
 from gguf_engine.outputs import Piece
 
-_ORPHAN_CHECK_S = 1.0
+_WATCH_S = 1.0
+_MAX_WORDS_BYTES = 2**20
 _PROGRESS_S = 0.05
 
 
 def main() -> None:
     """Serve the requests that come over stdin until it ends. Does not return."""
     inbox, outbox = _take_standard_streams()
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     LogTail.echoes_errors = True
     frames = wire.read_frames(inbox)
     server = _Server(outbox)
@@ -52,11 +54,20 @@ def _take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
     return inbox, outbox
 
 
-def _leave_with(parent: int) -> None:
+def _watch(parent: int) -> None:
     """End when the parent has ended: a pipe that a forked sibling holds open would not tell."""
     while os.getppid() == parent:
-        time.sleep(_ORPHAN_CHECK_S)
+        trim(2, _MAX_WORDS_BYTES)
+        time.sleep(_WATCH_S)
     os._exit(0)
+
+
+def trim(descriptor: int, max_bytes: int) -> None:
+    """Empty a file that has grown too long: of what is written to stderr only the end is ever read."""
+    with contextlib.suppress(OSError):  # a terminal or a pipe has no length
+        if os.fstat(descriptor).st_size > max_bytes:
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 class _Server:
@@ -94,6 +105,7 @@ class _Server:
         """Load the model that the first frame describes."""
         make_engine, self._vocabulary, candidates, reports = pickle.loads(frame)  # noqa: S301 - our parent's
         on_load = [self._report()] if reports else []
+        self.tell(["loading"])
         self._worker = worker = EngineWorker(
             lambda: make_engine(*on_load), end_candidates=candidates, flush=self._flush
         )

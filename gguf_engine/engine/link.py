@@ -148,8 +148,17 @@ class Child:
         self.is_ready = False
         self.n_finished = 0
         self.failure: BaseException | None = None  # said by the child itself, before it left
+        self.has_begun = False  # to load: until then nothing that happens is the file's doing
         self._listener = listener
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        with contextlib.ExitStack() as undo:
+            self._errors = undo.enter_context(tempfile.TemporaryFile())
+            self._start()
+            undo.callback(self._abandon)
+            self._reader.start()
+            undo.pop_all()
+        self._write(setup)
+
+    def _start(self) -> None:
         paths = json.dumps([path or str(Path.cwd()) for path in sys.path])
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _BOOT, paths],
@@ -164,8 +173,13 @@ class Child:
         self._inbox: BinaryIO = self._process.stdin  # type: ignore[assignment]
         self._outbox: BinaryIO = self._process.stdout  # type: ignore[assignment]
         self._reader = threading.Thread(target=self._read, name="gguf-engine-reader", daemon=True)
-        self._reader.start()
-        self._write(setup)
+
+    def _abandon(self) -> None:
+        """End a process that nobody will read from."""
+        self.kill()
+        self._process.wait()
+        self._inbox.close()
+        self._outbox.close()
 
     def _write(self, data: bytes) -> None:
         # A child that has gone says so at the reading end.
@@ -213,6 +227,13 @@ class Child:
             command.deliver(values[1])
         elif kind == "vectors":
             self._take_vectors(*values)
+        else:
+            self._take_state(kind, *values)
+
+    def _take_state(self, kind: str, *values: Any) -> None:
+        """Take what a child says of itself, not of a request."""
+        if kind == "loading":
+            self.has_begun = True
         elif kind == "progress":
             self._report(float(values[0]))
         elif kind == "ready":
@@ -264,8 +285,8 @@ class Child:
 
     @property
     def is_own_fault(self) -> bool:
-        """Whether it ended by what it did, not by what others did to it."""
-        return self.failure is None and self._process.returncode not in _ENDED_BY_OTHERS
+        """Whether it ended by what it did with the file, not by what others did to it."""
+        return self.has_begun and self.failure is None and self._process.returncode not in _ENDED_BY_OTHERS
 
     def _last_words(self) -> str:
         size = self._errors.seek(0, os.SEEK_END)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 BACK_OFF_S = 0.25
 MAX_BACK_OFF_S = 30.0
 MAX_CRASHES = 3
-"""Crashes in a row, with no request finished between them, after which a file is not tried again."""
+"""Crashes with no request finished ever, after which a file is not tried again."""
 GRACE_S = 5.0
 
 
@@ -95,6 +95,7 @@ class ProcessWorker:
         self._waiting: list[Ticket] = []
         self._is_wanted = False  # somebody asked how an engine is that is not there
         self._n_crashes = 0  # in a row
+        self._has_answered = False  # this file has finished a request: what crashes now is not the file
         self._n_crashed = 0  # in all
         self._start_at = 0.0
         self._given_up: BaseException | None = None
@@ -275,13 +276,14 @@ class ProcessWorker:
         error = child.why()
         loading = not child.is_ready
         if child.n_finished:
-            self._n_crashes = 0
-        self._n_crashes += 1
-        self._n_crashed += 1
-        if child.is_own_fault and (loading or self._n_crashes >= MAX_CRASHES):
+            self._n_crashes, self._has_answered = 0, True
+        self._plan_next()
+        # A file that has loaded, or answered, before is not given up for what happens later: an update
+        # under way, a machine out of memory, one request that crashes. It is tried again for ever.
+        tried_enough = self._facts is None if loading else self._n_crashes >= MAX_CRASHES
+        if child.is_own_fault and tried_enough and not self._has_answered:
             self._given_up = error
             self._on_killed(str(error))
-        self._start_at = time.monotonic() + min(BACK_OFF_S * 2 ** (self._n_crashes - 1), MAX_BACK_OFF_S)
         self._child = None
         child.close(grace_s=GRACE_S)
         if self._facts is None:
@@ -289,6 +291,13 @@ class ProcessWorker:
         self._fail(child.tickets.values(), error)
         if loading or self._given_up is not None:
             self._fail_waiting(error)
+
+    def _plan_next(self) -> None:
+        """Count a crash; the more there are in a row, the later the next child is started."""
+        self._n_crashes += 1
+        self._n_crashed += 1
+        doublings = min(self._n_crashes - 1, 16)
+        self._start_at = time.monotonic() + min(BACK_OFF_S * 2**doublings, MAX_BACK_OFF_S)
 
     def _fail_waiting(self, error: BaseException) -> None:
         waiting, self._waiting = self._waiting, []
@@ -333,7 +342,14 @@ class ProcessWorker:
 
     def _start(self) -> None:
         self._is_wanted = False
-        self._child = Child(self._setup, self)
+        try:
+            self._child = Child(self._setup, self)
+        except (OSError, RuntimeError, MemoryError) as error:
+            if self._facts is None:
+                raise
+            # No descriptor, thread or temporary folder to be had, now: a crash like others.
+            self._plan_next()
+            self._fail_waiting(EngineCrashed(None, f"could not be started: {error}", ""))
 
     def _handle(self) -> bool:
         """Do the next message, or wait until a child is to be started; False when it says to end."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import time
 from array import array
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from threading import Condition
 from typing import Any, ClassVar
 
@@ -18,7 +20,7 @@ from text_samples import from_json, spm_json
 from gguf_engine.backend.base import Batch, Rows
 from gguf_engine.backend.fake import FakeBackend
 from gguf_engine.engine import wire
-from gguf_engine.engine.child import _Server
+from gguf_engine.engine.child import _Server, trim
 from gguf_engine.engine.engine import EngineMaker
 from gguf_engine.engine.request import Request
 from gguf_engine.params import SamplingParams
@@ -79,6 +81,21 @@ def n_ended(outbox: Writes) -> int:
         for messages in outbox.messages()
         for message in messages
     )
+
+
+def test_what_nobody_will_read_is_cut_off(tmp_path: Path) -> None:
+    with (tmp_path / "words").open("w+b", buffering=0) as file:
+        file.write(b"x" * 100)
+        trim(file.fileno(), 100)
+        assert file.seek(0, os.SEEK_END) == 100
+        file.write(b"y")
+        trim(file.fileno(), 100)
+        file.write(b"last words")
+        assert (tmp_path / "words").read_bytes() == b"last words"
+    reading, writing = os.pipe()
+    trim(writing, 0)
+    os.close(reading)
+    os.close(writing)
 
 
 def test_what_requests_deliver_in_one_pass_is_written_at_once() -> None:

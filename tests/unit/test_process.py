@@ -28,7 +28,7 @@ from gguf_engine import (
     OptionError,
 )
 from gguf_engine.backend.fake import FakeBackend
-from gguf_engine.engine import process
+from gguf_engine.engine import link, process
 from gguf_engine.engine.process import ProcessWorker
 from gguf_engine.text.constraint import Constraint
 
@@ -194,6 +194,90 @@ def test_a_model_that_kills_again_and_again_is_given_up(isolate: Isolate) -> Non
         pids.add(raised.value.pid)
     assert len(pids) == process.MAX_CRASHES
     assert len(killed) == 1
+
+
+def test_a_model_that_has_answered_is_never_given_up(isolate: Isolate) -> None:
+    """One request may crash it again and again, and what a client sends again does: others go on."""
+    killed: list[str] = []
+    llm = isolate(faulty.DiesAfter, faulty.abort, 3, on_killed=killed.append)
+    for _ in range(process.MAX_CRASHES + 2):
+        with pytest.raises(EngineCrashed):
+            llm.generate("The ice", seed=1, max_tokens=100, ignore_eos=True)
+        assert llm.generate("The", seed=1, max_tokens=1).finish_reason == "length"
+        with pytest.raises(EngineCrashed):
+            llm.generate("The ice", seed=1, max_tokens=100, ignore_eos=True)
+    for _ in range(process.MAX_CRASHES + 2):
+        with pytest.raises(EngineCrashed):
+            llm.generate("The ice", seed=1, max_tokens=100, ignore_eos=True)
+    assert llm.generate("The", seed=1, max_tokens=1).finish_reason == "length"
+    assert killed == []
+
+
+def test_an_interpreter_that_ends_before_the_load_says_nothing_of_the_model(
+    isolate: Isolate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update of the package under way, for one: the engine comes back when it is done."""
+    killed: list[str] = []
+    llm = isolate(on_killed=killed.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "_BOOT", "raise ImportError('half of an update')")
+        with pytest.raises(EngineCrashed, match="half of an update"):
+            isolate(on_killed=killed.append)
+        os.kill(pid_of(llm), signal.SIGKILL)
+        for _ in range(process.MAX_CRASHES + 2):
+            with pytest.raises(EngineCrashed):
+                llm.generate("The ice", **SAME)  # type: ignore[arg-type]
+    assert llm.generate("The ice", **SAME).finish_reason == "length"  # type: ignore[arg-type]
+    assert killed == []
+
+
+def test_a_child_that_cannot_be_started_now_is_started_later(
+    isolate: Isolate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = isolate()
+    pid = pid_of(llm)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link.tempfile, "TemporaryFile", fail)
+        os.kill(pid, signal.SIGKILL)
+        wait_for_end(pid)
+        with pytest.raises(EngineCrashed, match=r"could not be started: .*Too many open files"):
+            llm.generate("The ice", **SAME)  # type: ignore[arg-type]
+    assert llm.generate("The ice", **SAME).finish_reason == "length"  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setattr(link.tempfile, "TemporaryFile", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            isolate()
+
+
+def test_a_child_that_nobody_can_read_from_is_ended(
+    isolate: Isolate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = isolate()
+    pid, seen = pid_of(llm), []
+
+    def fail(thread: threading.Thread) -> None:
+        seen.append(thread.name)
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link.threading.Thread, "start", fail)
+        os.kill(pid, signal.SIGKILL)
+        wait_for_end(pid)
+        with pytest.raises(EngineCrashed, match="can't start new thread"):
+            llm.generate("The ice", **SAME)  # type: ignore[arg-type]
+    assert seen == ["gguf-engine-reader"]
+    assert llm.generate("The ice", **SAME).finish_reason == "length"  # type: ignore[arg-type]
+
+
+def test_after_any_number_of_crashes_the_next_start_has_a_time(isolate: Isolate) -> None:
+    worker = worker_of(isolate())
+    worker._n_crashes = 5000
+    worker._plan_next()
+    assert worker._start_at - time.monotonic() <= process.MAX_BACK_OFF_S
 
 
 def test_a_file_that_changed_is_not_taken_for_the_model(isolate: Isolate, tmp_path: Path) -> None:
