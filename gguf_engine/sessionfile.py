@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 OnFull = Literal["raise", "drop_oldest"]
 
-_MAGIC = b"gguf-engine session "
+MAGIC = b"gguf-engine session "
 _FIRST = re.compile(rb"gguf-engine session (\d{1,9}) (\d{1,9}) ([0-9a-f]{64})\n")
 _FORMAT = 1
-_MAX_LINE = len(_MAGIC) + 9 + 1 + 9 + 1 + 64 + 1
+_MAX_LINE = len(MAGIC) + 9 + 1 + 9 + 1 + 64 + 1
 _MAX_BYTES = 2**28
 
 
@@ -157,9 +157,9 @@ def read_session(path: Path) -> tuple[SavedSession, int | None]:
 
 def _read_first(first: bytes, name: str) -> tuple[int, str]:
     """Return the size and the SHA-256 that the first line tells of the second."""
-    if not first.startswith(_MAGIC):
-        begin = first[: len(_MAGIC)]
-        raise StateError("not_a_state", name, f"it begins with {begin!r}, not {_MAGIC!r}")
+    if not first.startswith(MAGIC):
+        begin = first[: len(MAGIC)]
+        raise StateError("not_a_state", name, f"it begins with {begin!r}, not {MAGIC!r}")
     match = _FIRST.fullmatch(first)
     if match is None or int(match[2]) > _MAX_BYTES:
         raise StateError("corrupt", name, f"its first line is {first!r}")

@@ -61,4 +61,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print_or_write("cli", make_tables)
+    print_or_write("cli", make_tables, __doc__)

@@ -363,4 +363,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    print_or_write("figures", make_tables)
+    print_or_write("figures", make_tables, __doc__)

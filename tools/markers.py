@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,11 +22,24 @@ def between_markers(text: str, name: str) -> tuple[str, str, str]:
     return before + begin, middle, end + after
 
 
-def print_or_write(name: str, make: Callable[[], str]) -> None:
-    """Print what `make` returns, or with `--write FILE` put it between the markers of a file."""
-    if sys.argv[1:2] != ["--write"]:
+def print_or_write(name: str, make: Callable[[], str], description: str | None = None) -> None:
+    """
+    Print what `make` returns, or with `--write FILE` put it between the markers of a file.
+
+    Args:
+        name: Of the markers.
+        make: Makes the text.
+        description: What `--help` says.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="Put it between the markers of this file."
+    )
+    path = parser.parse_args().write
+    if path is None:
         print(make())
         return
-    path = Path(sys.argv[2])
     before, _, after = between_markers(path.read_text(encoding="utf-8"), name)
     path.write_text(before + make() + after, encoding="utf-8")

@@ -28,4 +28,4 @@ def make_table() -> str:
 
 
 if __name__ == "__main__":
-    print_or_write("reliability", make_table)
+    print_or_write("reliability", make_table, __doc__)

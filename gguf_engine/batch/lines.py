@@ -63,42 +63,65 @@ def read_csv(source: BinaryIO, column: str) -> Iterator[Line]:
         column: The column with the inputs. A column "id" gives the ids; others are not read.
 
     Raises:
-        OptionError: There is no such column, or two.
+        OptionError: There is no such column, or two; the first row is read at once.
     """
-    position = [0, 0]  # lines and bytes read so far
-
-    def texts() -> Iterator[str]:
-        for number, end, data in _split(source):
-            position[:] = number, end
-            yield data.decode("utf-8", "surrogateescape")
-
-    rows = csv.reader(texts(), strict=True)
+    table = _Table(source)
     try:
-        names = next(rows, [])
+        names = next(table.rows, [])
     except csv.Error as error:
         raise OptionError("column", column, "a column of a CSV file", f"its first row: {error}") from None
     if names.count(column) != 1:
-        raise OptionError("column", column, f"one that the first row names once: {', '.join(names)[:500]}")
-    at = names.index(column)
+        known = f": {', '.join(names)[:500]}" if names else "; there is no first row"
+        raise OptionError("column", column, f"one that the first row names once{known}")
     id_at = names.index("id") if names.count("id") == 1 and column != "id" else None
+    return _csv_lines(table, column, names.index(column), id_at)
+
+
+def column_names(source: BinaryIO) -> list[str]:
+    """Return what the first row of a CSV file names; nothing where it has none, or is no CSV."""
+    try:
+        return next(_Table(source).rows, [])
+    except csv.Error:
+        return []
+
+
+class _Table:
+    """
+    The rows of a CSV file.
+
+    Attributes:
+        n_lines, n_bytes: Read so far.
+        rows: Yields the next ones.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self.n_lines = self.n_bytes = 0
+        self.rows = csv.reader(self._texts(source), strict=True)
+
+    def _texts(self, source: BinaryIO) -> Iterator[str]:
+        for self.n_lines, self.n_bytes, data in _split(source):
+            yield data.decode("utf-8", "surrogateescape")
+
+
+def _csv_lines(table: _Table, column: str, at: int, id_at: int | None) -> Iterator[Line]:
     while True:
-        number = position[0] + 1
+        number = table.n_lines + 1
         try:
-            row = next(rows, None)
+            row = next(table.rows, None)
         except csv.Error as error:
-            yield Line(number, position[1], str(error).encode(), f"this row is not CSV: {error}")
+            yield Line(number, table.n_bytes, str(error).encode(), f"this row is not CSV: {error}")
             continue
         if row is None:
             return
         if len(row) <= at:
             if row:
                 what = f"it has {len(row)} columns, and {column!r} is column {at + 1}"
-                yield Line(number, position[1], json.dumps(row).encode(), what)
+                yield Line(number, table.n_bytes, json.dumps(row).encode(), what)
             continue
         values = {"input": row[at]}
         if id_at is not None and id_at < len(row) and row[id_at]:
             values = {"id": row[id_at], **values}
-        yield Line(number, position[1], json.dumps(values).encode())
+        yield Line(number, table.n_bytes, json.dumps(values).encode())
 
 
 def _split(source: BinaryIO) -> Iterator[tuple[int, int, bytes]]:

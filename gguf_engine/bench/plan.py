@@ -7,8 +7,19 @@ from dataclasses import dataclass, field
 from gguf_engine.bench.process import Peer
 from gguf_engine.bench.record import Trial
 from gguf_engine.errors import OptionError
+from gguf_engine.params import MAX_SEED
 
 FEW_TRIALS = 5
+RANGES = {
+    "threads": (1, 512),
+    "depth": (0, 2**20),
+    "concurrency": (1, 256),
+    "trials": (2, 1000),
+    "prompt-tokens": (16, 2**20),
+    "tokens": (8, 2**20),
+    "seed": (0, MAX_SEED),
+}
+"""Option -> the least and the most it may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +32,9 @@ class BenchOptions:
         threads: Counts of compute threads; none means what the engine would take.
         depths: Ids in the KV cache before the prompt, each >= 0.
         concurrencies: Requests at once, each >= 1.
-        n_trials: Measured rounds, >= 2.
+        n_trials: Measured rounds, 2..1000.
         n_prompt, n_tokens: Ids of a prompt and of an answer; None goes by the model's size.
-        seed: Of the draws.
+        seed: Of the draws, 0..2^63-1.
         peers: Engines to compare with.
         neighbour: Run every case beside a busy process, too.
     """
@@ -40,16 +51,19 @@ class BenchOptions:
     neighbour: bool = False
 
     def __post_init__(self) -> None:
-        for name, values, least, most in (
-            ("threads", self.threads, 1, 512),
-            ("depth", self.depths, 0, 2**20),
-            ("concurrency", self.concurrencies, 1, 256),
-            ("trials", (self.n_trials,), 2, 1000),
-            ("prompt-tokens", (self.n_prompt or 16,), 16, 2**20),
-            ("tokens", (self.n_tokens or 8,), 8, 2**20),
-        ):
+        given: dict[str, tuple[int | None, ...]] = {
+            "threads": self.threads,
+            "depth": self.depths,
+            "concurrency": self.concurrencies,
+            "trials": (self.n_trials,),
+            "prompt-tokens": (self.n_prompt,),
+            "tokens": (self.n_tokens,),
+            "seed": (self.seed,),
+        }
+        for name, values in given.items():
+            least, most = RANGES[name]
             for value in values:
-                if not least <= value <= most:
+                if value is not None and not least <= value <= most:
                     raise OptionError(f"--{name}", value, f"an integer in {least}..{most}")
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from gguf_engine.cli.errors import LinesFailedError
+from gguf_engine.cli.files import check_readable, check_regular, check_writable
 from gguf_engine.cli.loading import Raw, System, as_json, check_text, loaded, note
-from gguf_engine.cli.options import HubOptions, ModelOptions
+from gguf_engine.cli.options import HubOptions, ModelOptions, parse_typed
 from gguf_engine.errors import OptionError
 from gguf_engine.params import EngineParams, SamplingParams
 
@@ -63,8 +64,10 @@ def batch(
         ),
     ] = True,
     window: Annotated[
-        int | None,
-        typer.Option(metavar="INT", help="Lines read ahead of the next answer. [default: 16 a slot]"),
+        str | None,
+        typer.Option(
+            metavar="INT", help="Lines read ahead of the next answer, 1..65536. [default: 16 a slot]"
+        ),
     ] = None,
     record: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write counts and times to this file, as JSON.")
@@ -84,13 +87,17 @@ def batch(
     began_at = time.perf_counter()
     for text in (system, column):
         check_text("option", text or "")
-    options = BatchOptions(task=task, sampling=sampling, system=system, raw=raw, window=window)  # type: ignore[arg-type]
+    ahead = None if window is None else parse_typed(BatchOptions, "window", window)
+    options = BatchOptions(task=task, sampling=sampling, system=system, raw=raw, window=ahead)  # type: ignore[arg-type]
+    _check_files(source, target, record)
     identity = (model.model, model.tokenizer, model.chat_template, hub.revision, engine.lora, engine.n_ctx)
     digest = _digest([*identity, column, as_json(replace(options, window=None))])
     engine = replace(engine, preset=engine.preset or "throughput")
-    with _opened(source) as stream, _sink(target, source, digest, resume=resume) as sink:
+    with contextlib.ExitStack() as files:
+        stream = files.enter_context(_opened(source))
+        lines = _lines(stream, source, column)
+        sink = files.enter_context(_sink(target, source, digest, resume=resume))
         run = Run(began_at, sink)
-        lines = _lines(stream, column)
         done = sink.skip(lines) if sink else 0
         # A program that talks over a pipe may send its first line only when the model is loaded.
         rest = _peek(lines) if done else lines
@@ -112,6 +119,18 @@ def _peek(lines: Iterator[Line]) -> Iterator[Line] | None:
 
 def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_files(source: str, target: str, record: str | None) -> None:
+    if source != _PIPE:
+        check_readable("--input", source, "a file of JSONL or CSV that can be read, or - for stdin")
+    if target != _PIPE:
+        check_writable("--output", target)
+        check_regular(
+            "--output", target, "a regular file, which a later run can go on with, or - for stdout"
+        )
+    if record is not None:
+        check_writable("--record", record)
 
 
 @contextlib.contextmanager
@@ -147,19 +166,30 @@ def _sink(target: str, source: str, digest: str, *, resume: bool) -> Iterator[Ou
     from gguf_engine.batch import Output
 
     path = Path(target)
-    if source != _PIPE and path.exists() and path.samefile(source):
-        raise OptionError("--output", target, "another file than --input")
-    output = Output(path, digest, resume=resume)
+    try:
+        if source != _PIPE and path.exists() and path.samefile(source):
+            raise OptionError("--output", target, "another file than --input")
+        output = Output(path, digest, resume=resume)
+    except OSError as error:
+        allowed, why = "a file that can be written", error.strerror or str(error)
+        raise OptionError("--output", target, allowed, f"{why}: choose another") from error
     try:
         yield output
     finally:
         output.close()
 
 
-def _lines(stream: BinaryIO, column: str | None) -> Iterator[Line]:
+def _lines(stream: BinaryIO, source: str, column: str | None) -> Iterator[Line]:
     from gguf_engine.batch import read_csv, read_jsonl
+    from gguf_engine.batch.lines import column_names
 
-    return read_jsonl(stream) if column is None else read_csv(stream, column)
+    if column is not None:
+        return read_csv(stream, column)
+    if source.lower().endswith(".csv"):
+        names = ", ".join(column_names(stream))[:500] or "none"
+        allowed = "JSONL, or CSV with --column NAME"
+        raise OptionError("--input", source, allowed, f"the columns its first row names: {names}")
+    return read_jsonl(stream)
 
 
 class Run:

@@ -9,18 +9,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from gguf_engine.cli.files import check_readable, check_writable
 from gguf_engine.cli.loading import note
-from gguf_engine.cli.options import HubOptions
+from gguf_engine.cli.options import HubOptions, parse_number
 from gguf_engine.errors import OptionError
 
 if TYPE_CHECKING:
     from gguf_engine.bench.plan import BenchOptions
     from gguf_engine.bench.record import Record
 
+_Default = TypeVar("_Default", int, None)
 _COMPARE = "compare"
 _PEERS = "bare, llama-cpp-python, xllamacpp, mistralrs (NAME=PYTHON of its environment), llama-bench=PATH"
 
@@ -36,22 +38,34 @@ def bench(
         list[str] | None, typer.Option("--device", metavar="NAME", help="Where; may be repeated.")
     ] = None,
     threads: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Compute threads; otherwise what loading would take.")
+        str | None,
+        typer.Option(
+            metavar="N,N", help="Compute threads, each 1..512; otherwise what loading would take."
+        ),
     ] = None,
     depth: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Tokens in the cache before the prompt. [default: 0]")
+        str | None,
+        typer.Option(
+            metavar="N,N", help="Tokens in the cache before the prompt, each 0..1048576. [default: 0]"
+        ),
     ] = None,
     concurrency: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Requests at once. [default: 1]")
+        str | None, typer.Option(metavar="N,N", help="Requests at once, each 1..256. [default: 1]")
     ] = None,
-    trials: Annotated[int | None, typer.Option(metavar="INT", help="Measured rounds. [default: 5]")] = None,
+    trials: Annotated[
+        str | None, typer.Option(metavar="INT", help="Measured rounds, 2..1000. [default: 5]")
+    ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option(metavar="INT", help="Of a prompt; otherwise 128, of a small model 512.")
+        str | None,
+        typer.Option(metavar="INT", help="Of a prompt, 16..1048576; otherwise 128, of a small model 512."),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(metavar="INT", help="Of an answer; otherwise 64, of a small model 256.")
+        str | None,
+        typer.Option(metavar="INT", help="Of an answer, 8..1048576; otherwise 64, of a small model 256."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="INT", help="Of the draws. [default: 1]")] = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="INT", help="Of the draws, 0..2^63-1. [default: 1]")
+    ] = None,
     peer: Annotated[
         list[str] | None, typer.Option("--peer", metavar="NAME", help=f"Measure it, too: {_PEERS}.")
     ] = None,
@@ -92,10 +106,10 @@ def bench(
         threads=_numbers("--threads", threads, ()),
         depths=_numbers("--depth", depth, (0,)),
         concurrencies=_numbers("--concurrency", concurrency, (1,)),
-        n_trials=5 if trials is None else trials,
-        n_prompt=prompt_tokens,
-        n_tokens=tokens,
-        seed=1 if seed is None else seed,
+        n_trials=_number("trials", trials, 5),
+        n_prompt=_number("prompt-tokens", prompt_tokens, None),
+        n_tokens=_number("tokens", tokens, None),
+        seed=_number("seed", seed, 1),
         peers=tuple(map(parse_peer, peer or ())),
         neighbour=neighbour,
     )
@@ -108,12 +122,9 @@ def _measure(
     from gguf_engine.bench.run import run_bench
     from gguf_engine.cli.progress import progress_bars
 
-    for file in (json_file, html_file):
-        _check_writable(file)
-    if html_file is not None:
-        from gguf_engine.bench.report_charts import check_charts
-
-        check_charts()  # before minutes of measuring
+    if json_file is not None:
+        check_writable("--json", json_file)
+    _check_report(html_file)
     with progress_bars() as progress, _steps() as on_step:
         record = run_bench(
             name, options, environment=dict(os.environ), on_step=on_step, progress=progress, **asdict(hub)
@@ -129,6 +140,9 @@ def _compare(files: Sequence[str], html_file: str | None) -> None:
 
     if len(files) < 2:
         raise OptionError("compare", list(files), "two records or more", "bench NAME --json FILE makes one")
+    for file in files:
+        check_readable("compare", file, "records that `bench NAME --json FILE` wrote")
+    _check_report(html_file)
     records, names = [read_record(file) for file in files], label_files(files)
     check_comparable(records, names)
     _report(records, names, html_file)
@@ -143,11 +157,19 @@ def _numbers(name: str, text: str | None, default: tuple[int, ...]) -> tuple[int
         raise OptionError(name, text, "integers with commas between them, such as 1,2") from None
 
 
-def _check_writable(file: str | None) -> None:
-    """Refuse a file that cannot be written before minutes are spent for it."""
-    folder = None if file is None else Path(file).absolute().parent
-    if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise OptionError("FILE", file, "a file in a folder that can be written", f"{folder} is none")
+def _number(name: str, text: str | None, default: _Default) -> int | _Default:
+    from gguf_engine.bench.plan import RANGES
+
+    return default if text is None else parse_number(f"--{name}", text, int, *RANGES[name])
+
+
+def _check_report(html_file: str | None) -> None:
+    """Refuse a report that cannot be made before minutes are spent for it."""
+    if html_file is not None:
+        from gguf_engine.bench.report_charts import check_charts
+
+        check_writable("--html", html_file)
+        check_charts()
 
 
 @contextlib.contextmanager

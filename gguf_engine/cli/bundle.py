@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gguf_engine.cli.files import check_writable
 from gguf_engine.cli.options import HubOptions, Without
 from gguf_engine.cli.pull import Preflight
 
@@ -27,6 +28,7 @@ def bundle(
     from gguf_engine.cli.progress import progress_bars
     from gguf_engine.loader.bundle import write_bundle
 
+    check_writable("--output", output)
     with progress_bars() as bars:
         show = None if bars is None else lambda *done: bars("bundle", *done)
         write_bundle(model, output, _hub(hub, show), revision=hub.revision, lock=hub.lock)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from gguf_engine.cli.answer import figures, stream_answer
-from gguf_engine.cli.conversation import Conversation
+from gguf_engine.cli.conversation import HIDDEN, OFFERED, Conversation, check_name
 from gguf_engine.cli.errors import complain
 from gguf_engine.cli.loading import System, Timings, loaded, note
 from gguf_engine.cli.options import HubOptions, ModelOptions, Without
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from gguf_engine.outputs import Completion
     from gguf_engine.text.chat import Message
 
-_HIDDEN = ("logprobs", "raw_logprobs")
-
 
 def chat(
     *,
     model: ModelOptions,
     hub: HubOptions,
     engine: EngineParams,
-    sampling: Annotated[SamplingParams, Without(_HIDDEN)],
+    sampling: Annotated[SamplingParams, Without(HIDDEN)],
     system: System = None,
     timings: Timings = False,
 ) -> None:
@@ -142,13 +140,10 @@ def _system(chat: Chat, argument: str) -> None:
 
 def _set(chat: Chat, argument: str) -> None:
     name, _, text = argument.partition(" ")
+    shown = (check_name(name),) if name else OFFERED
     if text.strip():
         chat.conversation.set(name, text.strip())
-    sampling = chat.conversation.sampling
-    shown = [field.name for field in fields(sampling) if field.name not in _HIDDEN]
-    if argument:
-        shown = [name.replace("-", "_")] if name.replace("-", "_") in shown else shown
-    values = {name: getattr(sampling, name) for name in shown}
+    values = {name: getattr(chat.conversation.sampling, name) for name in shown}
     note(*(f"{name:<18} {'none' if value is None else value}" for name, value in values.items()))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
     from gguf_engine.text.chat import Message
 
 _FORMAT = "gguf-engine chat 1"
+_IS_SESSION = (
+    "it is a session that `Session.save` wrote in Python, and chat reads its own JSON only: "
+    "go on with it in Python, by `Session.load(path, llm)`"
+)
+HIDDEN = ("logprobs", "raw_logprobs")
+OFFERED = tuple(field.name for field in fields(SamplingParams) if field.name not in HIDDEN)
 _KEYS = ("format", "messages", "model", "sampling", "system")
 
 
@@ -46,10 +54,8 @@ class Conversation:
         Raises:
             OptionError: No such option, or a value out of range.
         """
-        name = name.replace("-", "_")
-        if not hasattr(self.sampling, name):
-            build_params(SamplingParams, {name: text})
-        default = getattr(SamplingParams(), name, None)
+        name = check_name(name)
+        default = getattr(SamplingParams(), name)
         value = default if text == "default" else parse_typed(SamplingParams, name, text)
         self.sampling = build_params(SamplingParams, {name: value}, self.sampling)
 
@@ -79,10 +85,20 @@ class Conversation:
         Raises:
             OptionError: It cannot be read, or is not such a file.
         """
+        from gguf_engine.sessionfile import MAGIC
+
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            _refuse(path, str(error))
+            with path.open("rb") as file:
+                first = file.read(len(MAGIC))
+                if first == MAGIC:
+                    _refuse(path, _IS_SESSION)
+                values = json.loads((first + file.read()).decode("utf-8"))
+        except OSError as error:
+            _refuse(path, error.strerror or str(error))
+        except UnicodeDecodeError as error:
+            _refuse(path, f"it is no UTF-8 text: byte {error.start} is not")
+        except (ValueError, RecursionError) as error:
+            _refuse(path, f"it is no JSON: {error}")
         if not isinstance(values, dict) or values.get("format") != _FORMAT or sorted(values) != list(_KEYS):
             _refuse(path, f'it lacks "format": "{_FORMAT}" or one of {", ".join(_KEYS)}')
         system, model, sampling = values["system"], values["model"], values["sampling"]
@@ -94,6 +110,23 @@ class Conversation:
         self.sampling = params_from_json(sampling, SamplingParams())
         self.turns, self.system = turns, system
         return model
+
+
+def check_name(name: str) -> str:
+    """
+    Return the field of a sampling option that chat offers.
+
+    Raises:
+        OptionError: It offers none of this name.
+    """
+    name = name.replace("-", "_")
+    if name in HIDDEN:
+        why = "chat shows text only: `gguf-engine run --json` prints log-probabilities"
+        raise OptionError("option", name, ", ".join(OFFERED), why)
+    if name not in OFFERED:
+        close = difflib.get_close_matches(name, OFFERED, n=1)
+        raise OptionError("option", name, ", ".join(OFFERED), f"did you mean {close[0]}?" if close else "")
+    return name
 
 
 def _turns(path: Path, messages: Any) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
@@ -20,6 +21,8 @@ from gguf_engine.errors import (
     TokenizerError,
 )
 
+# Slips of one letter or two are closer; typer's own 0.6 takes --chat-template for --temperature.
+_CLOSE = 0.8
 FAILED, USAGE, SOME_FAILED, INTERRUPTED, BROKEN_PIPE = 1, 2, 7, 130, 141
 
 
@@ -87,13 +90,9 @@ def complain(text: str) -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """Return what an error says, with options named as they are typed."""
+    """Return what an error says, with values named as they are typed."""
     if isinstance(error, OptionError):
-        from gguf_engine.cli.options import flag_of
-
-        flag = flag_of(error.option)
-        text = str(error) if flag is None else flag + str(error).removeprefix(error.option)
-        return text.replace("or None", "or none")
+        return str(error).replace("or None", "or none")
     if isinstance(error, PromptTooLongError):
         return str(error).replace("n_ctx=", "--n-ctx ")
     if isinstance(error, GGUFEngineError):
@@ -112,7 +111,7 @@ def _usage(error: Any) -> str:
     name = getattr(error, "option_name", None)
     path = error.ctx.command_path if error.ctx is not None else "gguf-engine"
     if name is not None and hasattr(error, "possibilities"):
-        close = [*(error.possibilities or ())]
+        close = difflib.get_close_matches(name, error.possibilities or (), n=1, cutoff=_CLOSE)
         what = f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "")
         if path.endswith(" run"):
             what += "; put -- before a prompt that begins with a dash"

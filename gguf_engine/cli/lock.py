@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gguf_engine.cli.files import check_writable
 from gguf_engine.cli.options import HubOptions, Without
 from gguf_engine.errors import OptionError
 
@@ -33,6 +34,8 @@ def lock(
     from gguf_engine.loader.lockfile import format_lock
     from gguf_engine.loader.resolve import lock_model
 
+    if output is not None:
+        check_writable("--output", output)
     options = asdict(hub)
     del options["lock"]
     with progress_bars() as bars:

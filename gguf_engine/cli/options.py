@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -22,6 +22,8 @@ from gguf_engine.errors import OptionError
 from gguf_engine.params import EngineParams, Isolation, SamplingParams, build_params
 from gguf_engine.server.settings import ServerParams
 
+_N = TypeVar("_N", int, float)
+_NUMBERS: dict[type, str] = {int: "an integer", float: "a number"}
 DEFAULT_MODEL = "phi3-mini"
 
 
@@ -115,10 +117,24 @@ def flags(name: str, default: object = None) -> tuple[str, ...]:
     return (f"{flag}/--no-{flag[2:]}",) if default is True else (flag,)
 
 
-def flag_of(name: str) -> str | None:
-    """Return the option that sets a field of any of the classes, None for other names."""
-    known = {field.name for kind in _SECTIONS for field in fields(kind)}
-    return flags(name)[0].split("/")[0] if name in known else None
+def typed_name(name: str, parameters: Sequence[Any]) -> str:
+    """
+    Return how a verb has a value typed: as an option, an argument, or not at all.
+
+    Args:
+        name: What an OptionError calls it.
+        parameters: Of the verb, as typer has them.
+
+    Returns:
+        The option's longest flag, or the argument's name; `name` where the verb has neither.
+    """
+    flag = "--" + name.replace("_", "-")
+    for parameter in parameters:
+        if name == parameter.name or flag in parameter.opts:
+            if parameter.param_type_name == "argument":
+                return parameter.metavar or name
+            return str(max(parameter.opts, key=len))
+    return name
 
 
 def help_texts(kind: type) -> dict[str, str]:
@@ -178,6 +194,19 @@ def _convert(to: Any, text: str) -> Any:
         except ValueError:
             return text
     return text
+
+
+def parse_number(option: str, typed: str, kind: type[_N], low: float, high: float) -> _N:
+    """
+    Return a number that was typed.
+
+    Raises:
+        OptionError: It is none, or outside low..high.
+    """
+    value = _convert(kind, typed)
+    if isinstance(value, str) or not low <= value <= high:
+        raise OptionError(option, value, f"{_NUMBERS[kind]} in {low}..{high}")
+    return value  # type: ignore[no-any-return]
 
 
 def _parse_mapping(name: str, texts: Sequence[str]) -> dict[Any, Any]:
@@ -310,7 +339,17 @@ def sections(parameters: Sequence[Any]) -> dict[str, list[tuple[str, str]]]:
 
 
 class Command(TyperCommand):
-    """A command whose help has one section a group of options."""
+    """A command whose help has one section a group of options, and whose errors name them as typed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; errors call a value what this verb calls it."""
+        try:
+            return super().invoke(ctx)
+        except OptionError as error:
+            name = typed_name(error.option, self.get_params(ctx))
+            if name == error.option:
+                raise
+            raise OptionError(name, error.value, error.allowed, error.help) from error
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the sections."""

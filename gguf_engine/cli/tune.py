@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from gguf_engine.cli.loading import as_json, note
-from gguf_engine.cli.options import DEFAULT_MODEL, HubOptions
+from gguf_engine.cli.options import DEFAULT_MODEL, HubOptions, parse_number
 from gguf_engine.params import EngineParams
 
 
@@ -23,8 +23,11 @@ def tune(
     hub: HubOptions,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="Where to load it.")] = "auto",
     seconds: Annotated[
-        float, typer.Option("--seconds", help="Begin nothing new after so long.", min=5.0, max=3600.0)
-    ] = 45.0,
+        str | None,
+        typer.Option(
+            "--seconds", metavar="FLOAT", help="Begin nothing new after so long, 5..3600. [default: 45]"
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the choice for later loads.")] = True,
     forget: Annotated[
         bool, typer.Option("--forget", help="Measure nothing; forget what was chosen before.")
@@ -35,6 +38,7 @@ def tune(
     from gguf_engine.cli.progress import progress_bars
     from gguf_engine.tune import BUSY, forget_choice, tune_model
 
+    budget_s = 45.0 if seconds is None else parse_number("--seconds", seconds, float, 5, 3600)
     params = EngineParams(device=device)
     busy = _load()
     with progress_bars() as progress:
@@ -44,7 +48,7 @@ def tune(
             return
         steps = (lambda step: note(f"measuring {step}")) if sys.stderr.isatty() else (lambda _: None)
         outcome = tune_model(
-            model, params, budget_s=seconds, keep=keep, progress=progress, on_step=steps, **asdict(hub)
+            model, params, budget_s=budget_s, keep=keep, progress=progress, on_step=steps, **asdict(hub)
         )
     if as_object:
         print(json.dumps({"model": model, "load_1m": busy, **as_json(outcome)}))

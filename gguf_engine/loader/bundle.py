@@ -98,13 +98,15 @@ def unpack_bundle(bundle: str | Path, hub: Hub, *, lock: str | Path | None = Non
         lock: A lock file that the bundle has to agree with.
 
     Raises:
-        ModelNotFoundError: No such file.
+        ModelNotFoundError: No such file, or none that is regular.
         HubError: integrity: it is no bundle, or holds other bytes than it says; disk_full, busy or
             cache: the cache cannot take it.
     """
     path = Path(bundle)
     if not path.is_file():
-        raise ModelNotFoundError(str(bundle), f"no such file: {path}", "make one with `gguf-engine bundle`")
+        what = "is no regular file" if path.exists() else "does not exist"
+        what = "is a folder, not a file" if path.is_dir() else what
+        raise ModelNotFoundError(str(bundle), f"{path} {what}", "make one with `gguf-engine bundle`")
     with path.open("rb") as source:
         reader = _Reader(source, path)
         locked = reader.lock()

@@ -9,6 +9,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from gguf_engine.server.errors import RefusedError
+from gguf_engine.server.refusal import refusal
 from gguf_engine.server.schema import drop_what_asks_for_nothing, without_nothing
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -29,10 +30,11 @@ async def read(request: Request, kind: type[_M], max_bytes: int) -> _M:
     values = _parse(await _read(request, max_bytes))
     if isinstance(values.get("messages"), list):
         values["messages"] = [without_nothing(message) for message in values["messages"]]
+    values = drop_what_asks_for_nothing(kind, values)
     try:
-        return kind.model_validate(drop_what_asks_for_nothing(kind, values))
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(kind, values, error) from None
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -61,22 +63,3 @@ def _parse(body: bytes) -> dict[str, Any]:
         message = f"the body is a JSON {type(values).__name__}; send an object"
         raise RefusedError(400, "invalid_json", message)
     return values
-
-
-def _refusal(error: ValidationError) -> RefusedError:
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    kind, value = first["type"], first["input"]
-    if kind == "extra_forbidden":
-        name = str(first["loc"][-1])[:80]
-        param = param or name
-        return RefusedError(
-            400, "unknown_field", f"{name!r} is no field of this request; remove it", param=param
-        )
-    if kind == "missing":
-        return RefusedError(400, "missing_field", f"{param} is missing", param=param)
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-    what = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return RefusedError(400, "invalid_value", f"{param} is {shown}: {what}", param=param)

@@ -53,10 +53,13 @@ def _content(value: object) -> object:
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text" or set(part) != {"type", "text"}:
             kind = part.get("type") if isinstance(part, dict) else part
-            raise ValueError(f'a part of type {str(kind)[:40]!r}; allowed: {{"type": "text", "text": ...}}')
+            raise ValueError(
+                f'has a part of type {str(kind)[:40]!r}; allowed: {{"type": "text", "text": ...}}'
+            )
         texts.append(part["text"])
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a part whose text is no text")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"has a part whose text is {repr(text)[:40]}; allowed: a text")
     return "".join(texts)
 
 
@@ -90,29 +93,36 @@ _Stops = Annotated[
 _Content = Annotated[
     str,
     BeforeValidator(_content),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}],
+            "description": 'a text, or a list of parts {"type": "text", "text": ...}',
+        }
+    ),
 ]
-_PROMPTS_SCHEMA = WithJsonSchema(
-    {
-        "anyOf": [
-            {"type": "string", "minLength": 1},
-            {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
-            {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-        ]
-    }
-)
 _PromptList = list[_Text | Annotated[_Ids, Field(min_length=1)]]
+
+
+def _prompts_schema(max_items: int) -> WithJsonSchema:
+    ids = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+    one = [{"type": "string", "minLength": 1}, {"type": "array", "items": ids, "minItems": 1}]
+    each = {"anyOf": one, "description": "a text or a list of token ids, not empty"}
+    several = {"type": "array", "items": each, "minItems": 1, "maxItems": max_items}
+    allowed = f"a text, a list of token ids, or a list of 1..{max_items} of these, none of them empty"
+    return WithJsonSchema({"anyOf": [*one, several], "description": allowed})
+
+
 _Prompts = Annotated[
     _PromptList,
     Field(min_length=1, max_length=MAX_CHOICES),
     BeforeValidator(_prompts),
-    _PROMPTS_SCHEMA,
+    _prompts_schema(MAX_CHOICES),
 ]
 _Inputs = Annotated[
     _PromptList,
     Field(min_length=1, max_length=MAX_INPUTS),
     BeforeValidator(_prompts),
-    _PROMPTS_SCHEMA,
+    _prompts_schema(MAX_INPUTS),
 ]
 
 
@@ -127,6 +137,12 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: _Content
+
+
+_Messages = Annotated[
+    list[ChatMessage],
+    Field(min_length=1, description="a list of objects of role and content, at least one"),
+]
 
 
 class StreamOptions(Strict):
@@ -148,10 +164,16 @@ class Sampling(Strict):
     penalize_prompt: _Flag = None
     presence_penalty: float | None = Field(None, ge=-100, le=100)
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None,
+        max_length=1024,
+        description="an object of at most 1024 token ids, each with a number in [-100, 100]",
+    )
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     max_tokens: int | None = Field(None, ge=0, lt=2**31)
-    stop: _Stops | None = None
+    stop: _Stops | None = Field(
+        None, description="a text of 1..4096 characters, or a list of at most 64 of these"
+    )
     ignore_eos: _Flag = None
     raw_logprobs: _Flag = None
     order: SamplingOrder | None = None
@@ -184,7 +206,7 @@ class Generation(Sampling):
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: _Messages
     logprobs: _Flag = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     max_completion_tokens: int | None = Field(None, ge=0, lt=2**31)
@@ -233,13 +255,13 @@ class TokenizeRequest(Strict):
 class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
-    tokens: _Ids
+    tokens: _Ids = Field(description="a list of token ids")
 
 
 class TemplateRequest(Strict):
     """POST /apply-template."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: _Messages
     add_generation_prompt: bool = True
 
 

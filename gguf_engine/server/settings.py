@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gguf_engine.errors import OptionError
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+# In lower case and without the scheme's own port, as browsers send it: anything else never matches.
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>[1-9]\d{0,4}))?"
+)
+_OWN_PORTS = {"http": "80", "https": "443"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +72,10 @@ class ServerParams:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         for key in self.api_keys:
             check_key(key, "api_keys")
+        for name in self.allowed_hosts:
+            _check_host(name)
+        for origin in self.cors_origins:
+            _check_origin(origin)
         if self.served_name is not None and not _is_text(self.served_name):
             raise OptionError("served_name", self.served_name, "a name, or None")
 
@@ -115,3 +129,33 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(several, Sequence) or not all(isinstance(text, str) and text for text in several):
         raise OptionError(name, value, "texts, none of them empty")
     return tuple(several)
+
+
+def _check_host(name: str) -> None:
+    if name != "*" and not _NAME.fullmatch(name) and not _is_address(name):
+        allowed = 'a bare name or address, without scheme, port or path, or "*" for any'
+        raise OptionError("allowed_hosts", name, allowed)
+
+
+def _check_origin(origin: str) -> None:
+    if origin in ("*", "null"):  # null is what the pages of files and sandboxes send
+        return
+    match = _ORIGIN.fullmatch(origin)
+    if match is not None and match["port"] != _OWN_PORTS.get(match["scheme"], ""):
+        host_is_valid = _NAME.fullmatch(match["name"]) if match["name"] else _is_address(match["address"])
+        if host_is_valid and int(match["port"] or 1) <= 65535:
+            return
+    raise OptionError(
+        "cors_origins",
+        origin,
+        'scheme://host or scheme://host:port in lower case with nothing after it, "null", or "*" for any',
+        "leave out :80 of http and :443 of https, as browsers do",
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from engine_samples import thread_of
 from fakehub import FakeHub
 from llm.parts import Message as Turn
 from llm.parts import TextPart, ToolCallPart
+from pydantic import ValidationError
 
 from gguf_engine import LLM, Message, OptionError, llm_plugin
 from gguf_engine.llm_plugin import AsyncGGUFModel, GGUFModel
+from gguf_engine.loader.catalog import ModelSpec
 from gguf_engine.loader.resolve import resolve_model
 
 pytestmark = pytest.mark.e2e
@@ -51,6 +54,12 @@ def registered() -> dict[str, str | None]:
 
     llm_plugin.register_models(register)
     return places
+
+
+def listed() -> list[str]:
+    lines: list[str] = []
+    llm_plugin.register_models(lambda model, _: lines.append(str(model)))
+    return lines
 
 
 def test_the_command_answers_goes_on_and_counts_tokens() -> None:
@@ -92,6 +101,97 @@ def test_the_command_refuses_in_sentences() -> None:
     assert missing.returncode == 1
     assert "no such file" in missing.stderr
     assert "Traceback" not in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("temprature", "0.7", "'temprature' is no option; did you mean 'temperature'?"),
+        ("grammar", "x", "'grammar' is no option; allowed: temperature, top_k, "),
+        ("logprobs", "2", "'logprobs' is no option here: llm shows text alone; remove it"),
+        ("top_p", "2", "top_p is 2.0; allowed: a number in (0, 1] (1 is off)"),
+        (
+            "stop",
+            '["a", ""]',
+            "stop is ''; allowed: non-empty strings, at most 64 of at most 4096 characters",
+        ),
+        ("logit_bias", "5=1", "logit_bias is '5=1'; allowed: a JSON object of token ids and numbers: "),
+        ("logit_bias", "[" * 10**5, "allowed: a JSON object of token ids and numbers: "),
+        ("logit_bias", '{"x": 1}', "logit_bias is 'x'; allowed: a mapping of token ids (>= 0) to finite"),
+        ("logit_bias", '{"5": NaN}', "logit_bias is nan; allowed: a mapping of token ids (>= 0) to finite"),
+        ("logit_bias", '{"5": 1, "05": 2}', "allowed: each token id once"),
+    ],
+)
+def test_an_option_is_refused_in_one_sentence(name: str, value: str, said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        GGUFModel.Options(**{name: value})
+    (error,) = caught.value.errors()
+    assert error["loc"] == (name,)
+    assert said in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("stop", "a", ("a",)),
+        ("stop", '["a", "b"]', ("a", "b")),
+        ("stop", ["a", "b"], ("a", "b")),
+        ("stop", '["a", 5]', ('["a", 5]',)),
+        ("stop", "5", ("5",)),
+        ("stop", "[" * 4000, ("[" * 4000,)),
+        ("logit_bias", '{"5": 1, "7": -Infinity, "9": "-inf"}', {5: 1, 7: -math.inf, 9: -math.inf}),
+        ("logit_bias", {5: 1}, {5: 1}),
+        ("logit_bias", {"5": 1}, {5: 1}),
+        ("logit_bias", "{}", {}),
+    ],
+)
+def test_options_of_several_values_are_texts_or_json(name: str, given: object, read: object) -> None:
+    options = GGUFModel.Options(**{name: given})
+    assert getattr(options, name) == read
+    stored = json.loads(json.dumps(options.model_dump(mode="json")))  # as a template of `llm` does
+    if -math.inf not in (read.values() if isinstance(read, dict) else ()):
+        assert getattr(GGUFModel.Options(**stored), name) == read
+
+
+def test_the_command_takes_two_stops_and_a_bias_and_names_what_it_does_not_know() -> None:
+    with LLM.load("haiku") as model:
+        plain = model.chat(MOSS, seed=7, max_tokens=None)
+        first = model.encode(plain.text)[0]
+        asked = model.chat(MOSS, seed=7, max_tokens=None, stop=["~", "e"], logit_bias={first: -math.inf})
+    assert asked.finish_reason == "stop"
+    options = ["-o", "seed", "7", "-o", "stop", '["~", "e"]', "-o", "logit_bias", f'{{"{first}": "-inf"}}']
+    done = command("-m", "gguf-engine/haiku", *options, MOSS)
+    assert (done.returncode, done.stdout) == (0, asked.text + "\n")
+    wrong = command("-m", "gguf-engine/haiku", "-o", "temprature", "0.7", MOSS)
+    assert (wrong.returncode, "did you mean 'temperature'?" in wrong.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("system", [[], ["-s", "You are a poet."]])
+def test_an_empty_prompt_is_a_turn_as_it_is_for_run(system: list[str]) -> None:
+    done = command("-m", "gguf-engine/haiku", "-o", "seed", "7", *system, "")
+    messages: list[Message] = [{"role": "system", "content": text} for text in system[1:]]
+    with LLM.load("haiku") as model:
+        asked = model.chat([*messages, {"role": "user", "content": ""}], seed=7, max_tokens=None)
+    assert (done.returncode, done.stdout) == (0, asked.text + "\n")
+
+
+def test_no_prompt_at_all_is_refused() -> None:
+    with pytest.raises(OptionError, match="prompt is None; allowed: a text"):
+        GGUFModel("haiku", None).prompt().text()
+
+
+def test_a_catalog_name_says_in_the_list_that_it_has_to_be_downloaded(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert listed() == [
+        "GGUFModel: gguf-engine/haiku",
+        "GGUFModel: gguf-engine/phi3-mini (not downloaded yet)",
+    ]
+    spec = ModelSpec(name="phi3-mini", repo="org/repo", file="m.gguf")
+    monkeypatch.setattr(llm_plugin, "CATALOG", {"phi3-mini": spec})
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    resolve_model("org/repo:m.gguf")
+    assert listed() == ["GGUFModel: gguf-engine/phi3-mini", "GGUFModel: gguf-engine/org/repo:m.gguf"]
 
 
 def test_what_is_cached_is_listed_without_a_connection(

@@ -10,7 +10,10 @@ import pytest
 from bench_samples import case, faster, record, trial
 from cli_samples import run_cli
 
+from gguf_engine.bench.plan import RANGES
 from gguf_engine.bench.record import Record
+from gguf_engine.cli.app import make_command
+from gguf_engine.params import MAX_SEED
 
 
 def write(path: Path, made: Record) -> str:
@@ -67,10 +70,33 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         (("haiku", "--trials", "1"), "--trials is 1; allowed: an integer in 2..1000"),
         (("haiku", "--concurrency", "1,999"), "--concurrency is 999; allowed: an integer in 1..256"),
         (("haiku", "--peer", "vllm"), "--peer is 'vllm'; allowed: bare"),
-        (("haiku", "--json", "/nowhere/a.json"), "FILE is '/nowhere/a.json'"),
+        (("haiku", "--trials", "two"), "--trials is 'two'; allowed: an integer in 2..1000"),
+        (("haiku", "--prompt-tokens", "0"), "--prompt-tokens is 0; allowed: an integer in 16..1048576"),
+        (("haiku", "--seed", "-1"), "--seed is -1; allowed: an integer in 0..9223372036854775807"),
+        (("haiku", "--json", "/nowhere/a.json"), "--json is '/nowhere/a.json'; allowed: a file that can"),
+        (("haiku", "--html", "/nowhere/a.html"), "--html is '/nowhere/a.html'; allowed: a file that can"),
+        (("haiku", "--json", "/"), "--json is '/'; allowed: a file that can be written; it is a folder"),
     ],
 )
 def test_what_is_out_of_range_is_refused_at_once(args: tuple[str, ...], sentence: str) -> None:
     code, out, err = run_cli("bench", *args)
     assert (code, out) == (2, "")
     assert err.startswith(f"gguf-engine: {sentence}")
+
+
+def test_every_option_with_a_range_has_it_in_its_help() -> None:
+    parameters = {each.name: each for each in make_command().commands["bench"].params}
+    for name, (least, most) in RANGES.items():
+        shown = "2^63-1" if most == MAX_SEED else most
+        assert f"{least}..{shown}" in parameters[name.replace("-", "_")].help
+
+
+def test_files_of_a_comparison_are_checked_before_anything_is_printed(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{name}.json", record()) for name in "ab"]
+    code, out, err = run_cli("bench", "compare", files[0], str(tmp_path / "none.json"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "compare is '" in err
+    assert "allowed: records that `bench NAME --json FILE` wrote; there is no such file" in err
+    code, out, err = run_cli("bench", "compare", *files, "--html", str(tmp_path / "none" / "r.html"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"there is no folder {tmp_path / 'none'}" in err

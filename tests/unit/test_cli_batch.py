@@ -113,19 +113,51 @@ def test_tasks() -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (("--task", "guess"), 2, "task is 'guess'; allowed: generate, score, choose"),
+        (("--task", "guess"), 2, "--task is 'guess'; allowed: generate, score, choose"),
         (("--task", "score", "--column", "text"), 2, "use JSONL"),
-        (("--column", "text"), 2, "column is 'text'; allowed"),
-        (("--window", "0"), 2, "window is 0"),
+        (("--column", "text"), 2, "--column is 'text'; allowed"),
+        (("--window", "0"), 2, "--window is 0"),
+        (("--window", "x"), 2, "--window is 'x'; allowed: an integer in 1..65536"),
         (("--raw", "--system", "x"), 2, "drop raw or system"),
-        (("--input", "missing.jsonl"), 1, "missing.jsonl: No such file"),
-        (("--output", "missing/out.jsonl"), 1, "missing/out.jsonl: No such file"),
+        (("--input", "missing.jsonl"), 2, "--input is 'missing.jsonl'; allowed: a file of JSONL or CSV"),
+        (("--input", "/"), 2, "or - for stdin; it is a folder"),
+        (("--output", "missing/out.jsonl"), 2, "--output is 'missing/out.jsonl'; allowed: a file"),
+        (("--output", "/"), 2, "--output is '/'; allowed: a file that can be written; it is a folder"),
+        (("--output", "/dev/null"), 2, "a regular file, which a later run can go on with"),
+        (("--record", "missing/r.json"), 2, "--record is 'missing/r.json'; allowed: a file"),
+        (("--record", "/"), 2, "--record is '/'"),
     ],
 )
 def test_wrong_usage_is_one_sentence(args: tuple[str, ...], code: int, says: str) -> None:
-    result = run_cli("batch", *args, stdin=b"")
-    assert result.code == code
+    model = FakeModel()
+    result = run_cli("batch", *args, stdin=jsonl(*PROMPTS), model=model)
+    assert (result.code, result.out, model.asked) == (code, "", {})
     assert says in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_file_that_the_system_will_not_open_is_one_sentence(tmp_path: Path) -> None:
+    code, _, err = run_cli("batch", "--output", str(tmp_path / ("x" * 300)), stdin=jsonl(*PROMPTS))
+    assert (code, "a file that can be written; File name too long" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["in.csv", "IN.CSV"])
+def test_a_csv_without_a_column_is_refused_with_the_columns_it_has(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("id,text\na,one\n")
+    model = FakeModel()
+    code, out, err = run_cli("batch", "-i", str(tmp_path / name), model=model)
+    assert (code, out, model.asked, err.count("\n")) == (2, "", {}, 1)
+    assert "allowed: JSONL, or CSV with --column NAME; the columns its first row names: id, text" in err
+
+
+def test_a_column_that_is_not_there_is_refused_before_anything_is_loaded_or_made(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,text\na,one\n")
+    model = FakeModel()
+    files = ("-i", str(tmp_path / "in.csv"), "-o", str(tmp_path / "out.jsonl"))
+    code, out, err = run_cli("batch", *files, "--column", "foo", model=model)
+    assert (code, out, model.asked, err.count("\n")) == (2, "", {}, 1)
+    assert "--column is 'foo'; allowed: one that the first row names once: id, text" in err
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_the_output_is_not_the_input(tmp_path: Path) -> None:

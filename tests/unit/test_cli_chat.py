@@ -80,6 +80,9 @@ def test_set_changes_the_next_answer_and_default_takes_it_back() -> None:
     [
         ("/set top_k -1", "top_k is -1; allowed"),
         ("/set temprature 1", "'temprature'"),
+        ("/set temprature", "did you mean temperature?"),
+        ("/set logprobs 1", "chat shows text only"),
+        ("/set raw-logprobs", "chat shows text only"),
         ("/rgen", "did you mean /regen?"),
         ("/", "begin with a space"),
         ("/save", "/save FILE"),
@@ -96,6 +99,13 @@ def test_a_mistake_is_one_line_and_the_chat_goes_on(entry: str, says: str) -> No
     assert says in err
     if not entry.startswith('"""'):
         assert say(entry, "one")[0] == text_of(user("one")) + "\n"
+
+
+@pytest.mark.parametrize("entry", ["/set", "/set foo 1", "/set logprobs 1"])
+def test_what_chat_cannot_show_is_not_among_what_it_offers(entry: str) -> None:
+    offered = say(entry)[1].partition("allowed: ")[2] or say(entry)[1]
+    assert "temperature" in offered
+    assert not {"logprobs", "raw_logprobs"} & set(offered.partition(";")[0].replace(",", " ").split())
 
 
 def test_a_question_that_does_not_fit_is_not_kept() -> None:
@@ -182,6 +192,18 @@ def test_a_file_that_is_not_whole_changes_nothing(tmp_path: Path, change: dict[s
     with pytest.raises(OptionError):
         conversation.load(path)
     assert (conversation.system, conversation.sampling.top_k, len(conversation.turns)) == ("keep", 3, 2)
+
+
+def test_a_session_of_the_library_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "poet.session"
+    with FakeModel().load("x") as llm:
+        session = llm.session()
+        session.send("one", max_tokens=2)
+        session.save(path)
+    out, err = say(f"/load {path}")
+    assert out == ""
+    assert "a session that `Session.save` wrote in Python" in err
+    assert "Session.load(path, llm)" in err
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])

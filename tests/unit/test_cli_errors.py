@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import typer
+from cli_samples import run_cli
 
 from gguf_engine import errors
 from gguf_engine.cli.errors import EXIT_CODES, MEANINGS, report, sentence
@@ -69,9 +70,32 @@ def test_every_code_has_a_meaning() -> None:
     assert {code for _, code in EXIT_CODES} | {0} == set(MEANINGS)
 
 
-def test_an_option_is_called_as_it_is_typed() -> None:
-    error = OptionError("max_tokens", -1, "an integer >= 0, or None")
+def test_no_value_is_called_as_it_is_typed() -> None:
+    error = OptionError("--max-tokens", -1, "an integer >= 0, or None")
     assert sentence(error) == "--max-tokens is -1; allowed: an integer >= 0, or none"
+
+
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        (("run", "--temprature", "1", "x"), "--temperature"),
+        (("run", "--max-token", "1", "x"), "--max-tokens"),
+        (("batch", "--inptu", "x"), "--input"),
+    ],
+)
+def test_a_slip_in_an_option_is_told(args: tuple[str, ...], meant: str) -> None:
+    code, _, err = run_cli(*args)
+    assert code == 2
+    assert f"unknown option {args[1]}; did you mean {meant}?" in err
+
+
+@pytest.mark.parametrize(
+    "args", [("serve", "--temperature", "1"), ("serve", "--top-k", "3"), ("run", "--temp", "1", "x")]
+)
+def test_an_option_that_is_like_none_gets_no_suggestion(args: tuple[str, ...]) -> None:
+    code, _, err = run_cli(*args)
+    assert (code, "did you mean" in err) == (2, False)
+    assert f"unknown option {args[1]}; " in err
 
 
 def test_a_long_prompt_names_the_option_that_helps() -> None:

@@ -38,9 +38,12 @@ def test_lock_writes_the_file_it_is_told_to(hub: FakeHub, tmp_path: Path) -> Non
 
 def test_a_lock_file_that_cannot_be_written_is_two(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    code, out, err = run_cli("lock", "haiku", "-o", str(tmp_path / "file" / "lock"))
-    assert (code, out) == (2, "")
-    assert "a file that can be written" in err
+    for path in (tmp_path / "file" / "lock", tmp_path / "none" / "deep" / "lock", tmp_path):
+        code, out, err = run_cli("lock", "org/repo", "-o", str(path))
+        assert (code, out) == (2, "")
+        assert err.startswith(f"gguf-engine: --output is '{path}'; allowed: a file that can be written; ")
+    assert [path.name for path in tmp_path.iterdir() if path.name in ("file", "none")] == ["file"]
+    assert hub.requests == []
 
 
 def test_lock_takes_no_lock(hub: FakeHub, tmp_path: Path) -> None:
@@ -81,6 +84,20 @@ def test_a_bundle_is_checked_like_a_download(hub: FakeHub, tmp_path: Path) -> No
     assert run_cli("bundle", "org/page", "-o", bundle).code == 0
     assert run_cli("unbundle", bundle).code == 3
     assert run_cli("unbundle", bundle, "--no-preflight").code == 0
+
+
+def test_a_bundle_that_cannot_be_written_is_two_before_anything_is_fetched(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "none" / "b.tar", tmp_path):
+        code, _, err = run_cli("bundle", "org/repo:m.gguf", "-o", str(path))
+        assert (code, hub.requests) == (2, [])
+        assert err.startswith(f"gguf-engine: --output is '{path}'; allowed: a file that can be written; ")
+
+
+def test_a_folder_is_no_bundle(tmp_path: Path) -> None:
+    code, _, err = run_cli("unbundle", str(tmp_path))
+    assert (code, f"{tmp_path} is a folder, not a file; make one with" in err) == (3, True)
 
 
 def test_what_is_no_bundle_is_four_and_nothing_three(hub: FakeHub, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from gguf_engine.cli.options import (
     Without,
     describe,
     expand,
-    flag_of,
     help_texts,
     params_from_json,
+    parse_number,
     parse_typed,
+    typed_name,
 )
 
 CLASSES = (ModelOptions, HubOptions, EngineParams, SamplingParams)
@@ -125,11 +126,48 @@ def test_json_options_of_other_names_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "flag"),
-    [("n_ctx", "--n-ctx"), ("use_mmap", "--mmap"), ("preflight", "--preflight"), ("prompt", None)],
+    ("verb", "name", "typed"),
+    [
+        ("run", "n_ctx", "--n-ctx"),
+        ("run", "max_tokens", "--max-tokens"),
+        ("run", "use_mmap", "--mmap"),
+        ("run", "model", "--model"),
+        ("bundle", "model", "NAME"),
+        ("batch", "output", "--output"),
+        ("batch", "column", "--column"),
+        ("bundle", "n_ctx", "n_ctx"),
+        ("run", "line", "line"),
+    ],
 )
-def test_a_field_knows_its_flag(name: str, flag: str | None) -> None:
-    assert flag_of(name) == flag
+def test_a_value_is_called_what_the_verb_has_it_typed_as(verb: str, name: str, typed: str) -> None:
+    assert typed_name(name, make_command().commands[verb].params) == typed
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("run", "-n", "-1", "x"), "--max-tokens is -1; allowed: an integer >= 0, or none"),
+        (("bundle", "haiku", "-o", "x.tar"), "NAME is 'haiku'; allowed: a model of a hub"),
+    ],
+)
+def test_an_error_says_it_as_it_was_typed(args: tuple[str, ...], sentence: str) -> None:
+    code, _, err = run_cli(*args)
+    assert code == 2
+    assert err.startswith(f"gguf-engine: {sentence}")
+
+
+def test_a_number_that_was_typed() -> None:
+    assert parse_number("--seconds", "7.5", float, 5, 3600) == 7.5
+    assert parse_number("--trials", "2", int, 2, 1000) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [("abc", "--x is 'abc'"), ("nan", "--x is nan"), ("4", "--x is 4.0"), ("3601", "--x is 3601.0")],
+)
+def test_a_number_out_of_range_or_none_is_refused_with_the_range(typed: str, says: str) -> None:
+    with pytest.raises(OptionError, match=f"^{says}; allowed: a number in 5..3600$"):
+        parse_number("--x", typed, float, 5, 3600)
 
 
 @pytest.mark.parametrize(

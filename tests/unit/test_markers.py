@@ -26,3 +26,15 @@ def test_writing_replaces_what_is_between(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.argv", ["tool", "--write", str(path)])
     print_or_write("x", lambda: "new\n")
     assert path.read_text() == f"a\n{BEGIN}new\n{END}\nb"
+
+
+def test_help_is_help_and_an_unknown_option_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, code in (("--help", 0), ("--wrong", 2)):
+        monkeypatch.setattr("sys.argv", ["tool", option])
+        with pytest.raises(SystemExit) as ended:
+            print_or_write("x", lambda: "made", "What this does.")
+        out, err = capsys.readouterr()
+        assert (ended.value.code, "made" in out + err) == (code, False)
+        assert ("What this does." in out) == (option == "--help")

@@ -241,14 +241,14 @@ def test_a_child_that_cannot_be_started_now_is_started_later(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(link.tempfile, "TemporaryFile", fail)
+        patch.setattr("tempfile.TemporaryFile", fail)
         os.kill(pid, signal.SIGKILL)
         wait_for_end(pid)
         with pytest.raises(EngineCrashed, match=r"could not be started: .*Too many open files"):
             llm.generate("The ice", **SAME)  # type: ignore[arg-type]
     assert llm.generate("The ice", **SAME).finish_reason == "length"  # type: ignore[arg-type]
     with monkeypatch.context() as patch:
-        patch.setattr(link.tempfile, "TemporaryFile", fail)
+        patch.setattr("tempfile.TemporaryFile", fail)
         with pytest.raises(OSError, match="Too many open files"):
             isolate()
 
@@ -264,7 +264,7 @@ def test_a_child_that_nobody_can_read_from_is_ended(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(link.threading.Thread, "start", fail)
+        patch.setattr("threading.Thread.start", fail)
         os.kill(pid, signal.SIGKILL)
         wait_for_end(pid)
         with pytest.raises(EngineCrashed, match="can't start new thread"):

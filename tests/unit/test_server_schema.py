@@ -11,8 +11,13 @@ from server_samples import CHAT, Served, chat_body, limits, serve
 
 from gguf_engine import SamplingParams
 from gguf_engine.server import schema
+from gguf_engine.server.refusal import in_words
 
 MESSAGES = chat_body()["messages"]
+STRICT: set[type[schema.Strict]] = {*schema.Strict.__subclasses__(), *schema.Sampling.__subclasses__()}
+STRICT |= {*schema.Generation.__subclasses__()}
+SOME_MESSAGES = "allowed: a list of objects of role and content, at least one"
+A_STOP = "allowed: a text of 1..4096 characters"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +97,7 @@ def test_a_value_out_of_range_is_refused_by_name(served: Served, field: str, val
 @pytest.mark.parametrize(
     ("part", "param"),
     [
-        ({"stop": ""}, "stop[0]"),
+        ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop[1]"),
         ({"stop": ["a"] * 65}, "stop"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
@@ -114,13 +119,55 @@ def test_a_place_inside_is_named_too(served: Served, part: dict[str, Any], param
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (CHAT, {"messages": []}, f"messages is []; {SOME_MESSAGES}"),
+        (CHAT, {"messages": "hi"}, f"messages is 'hi'; {SOME_MESSAGES}"),
+        (CHAT, {"messages": ["x"]}, "messages[0] is 'x'; allowed: an object of role, content"),
+        (CHAT, chat_body(stop=""), f"stop is ''; {A_STOP}, or a list of at most 64 of these"),
+        (CHAT, chat_body(stop=["a", ""]), f"stop[1] is ''; {A_STOP}"),
+        (CHAT, chat_body(top_p=1.1), "top_p is 1.1; allowed: a number in (0, 1]"),
+        (CHAT, chat_body(min_p=1), "min_p is 1; allowed: a number in [0, 1)"),
+        (CHAT, chat_body(top_k=0.5), "top_k is 0.5; allowed: an integer in 0..2147483647"),
+        (CHAT, chat_body(n=129), "n is 129; allowed: an integer in 1..128"),
+        (CHAT, chat_body(stream="true"), "stream is 'true'; allowed: true or false"),
+        (CHAT, chat_body(order="x"), "order is 'x'; allowed: 'standard' or 'llama.cpp'"),
+        (CHAT, chat_body(model=5), "model is 5; allowed: a text"),
+        (CHAT, chat_body(logit_bias={"5": 101}), "logit_bias[5] is 101; allowed: a number in [-100, 100]"),
+        (CHAT, chat_body(stream_options=[]), "stream_options is []; allowed: an object of include_usage, "),
+        ("/v1/completions", {"prompt": [""]}, "prompt[0] is ''; allowed: a text or a list of token ids, "),
+        ("/prompt", {"prompt": ""}, "prompt is ''; allowed: a text that is not empty"),
+        ("/detokenize", {"tokens": "x"}, "tokens is 'x'; allowed: a list of token ids"),
+    ],
+)
+def test_a_refusal_says_the_value_and_what_is_allowed(
+    served: Served, path: str, body: Any, message: str
+) -> None:
+    assert refusal(served, path, body)[2].startswith(message)
+
+
+@pytest.mark.parametrize("prompt", ["", [], 5, [1, "a"], [-1]])
+def test_a_prompt_is_refused_as_it_was_sent(served: Served, prompt: Any) -> None:
+    allowed = "a text, a list of token ids, or a list of 1..128 of these, none of them empty"
+    found = refusal(served, "/v1/completions", {"prompt": prompt})
+    assert found == ("invalid_value", "prompt", f"prompt is {prompt!r}; allowed: {allowed}")
+
+
+def test_every_field_says_in_words_what_it_allows() -> None:
+    """What a field lacks the words for is a KeyError, and would be a status 500."""
+    for kind in STRICT:
+        root = kind.model_json_schema()
+        assert all(in_words(part, root) for part in root.get("properties", {}).values())
+
+
+@pytest.mark.parametrize(
     ("path", "body", "name"),
     [
-        (CHAT, chat_body(temprature=1), "temprature"),
-        ("/v1/completions", {"prompt": "x", "top-k": 1}, "top-k"),
+        (CHAT, chat_body(grammar="x"), "grammar"),
+        ("/v1/completions", {"prompt": "x", "..x": 1}, "..x"),
         ("/prompt", {"prompt": "x", "stream": True}, "stream"),
         ("/prompt", {"prompt": "x", "user": "me"}, "user"),
-        ("/tokenize", {"content": "x", "special": True}, "special"),
+        ("/tokenize", {"content": "x", "parse": True}, "parse"),
         ("/detokenize", {"tokens": [1], "x": 1}, "x"),
         ("/apply-template", {"messages": MESSAGES, "tools": []}, "tools"),
         ("/v1/embeddings", {"input": "x", "pooling": 1}, "pooling"),
@@ -130,6 +177,24 @@ def test_an_unknown_field_is_refused_by_name(served: Served, path: str, body: An
     code, param, message = refusal(served, path, body)
     assert (code, param) == ("unknown_field", name)
     assert message == f"{name!r} is no field of this request; remove it"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "meant"),
+    [
+        (chat_body(temprature=1), "temprature", "temperature"),
+        ({"message": MESSAGES}, "message", "messages"),
+        (chat_body(**{"top-k": 1}), "top-k", "top_k"),
+        (chat_body(messages=[{"role": "user", "contents": "x"}]), "messages[0].contents", "content"),
+        (chat_body(stream_options={"includeusage": 1}), "stream_options.includeusage", "include_usage"),
+    ],
+)
+def test_an_unknown_field_that_is_close_to_one_is_told_so(
+    served: Served, body: Any, param: str, meant: str
+) -> None:
+    name = param.rpartition(".")[2]
+    message = f"{name!r} is no field of this request; did you mean {meant!r}?"
+    assert refusal(served, CHAT, body) == ("unknown_field", param, message)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,46 @@ def test_settings_out_of_range_are_refused(options: dict[str, Any]) -> None:
         ServerParams(**options)
 
 
+@pytest.mark.parametrize(
+    "origin",
+    ["app.example", "https://app.example/", "https://app.example/x", "https://app.example?x", "https://",
+     "https://*.example", "https://me@app.example", "https://App.example", "https://app.example:443",
+     "http://app.example:80", "http://app.example:65536", "http://[::1", "http://[1:2]", " https://app.example"],
+)  # fmt: skip
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        ServerParams(cors_origins=("https://good.example", origin))
+    assert str(caught.value) == (
+        f"cors_origins is {origin!r}; allowed: scheme://host or scheme://host:port in lower case with "
+        'nothing after it, "null", or "*" for any; leave out :80 of http and :443 of https, as browsers do'
+    )
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "https://app.example", "http://localhost:3000", "http://[::1]:3000", "https://app.example:80",
+     "http://10.0.0.7", "chrome-extension://abcdefgh", "moz-extension://0a-1b"],
+)  # fmt: skip
+def test_an_origin_that_browsers_send_is_taken(origin: str) -> None:
+    assert ServerParams(cors_origins=(origin,)).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["http://x.org/", "http://x.org", "x/y", "x.org:8000", "*.x.org", "[::1]", "x y", ".x", "\xfc.org"],
+)
+def test_a_host_that_no_request_names_is_refused(name: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        ServerParams(allowed_hosts=(name,))
+    allowed = 'a bare name or address, without scheme, port or path, or "*" for any'
+    assert str(caught.value) == f"allowed_hosts is {name!r}; allowed: {allowed}"
+
+
+@pytest.mark.parametrize("name", ["*", "x", "My.Name", "a_b-c.example.", "10.0.0.7", "::1"])
+def test_a_host_that_requests_name_is_taken(name: str) -> None:
+    assert ServerParams(allowed_hosts=(name,)).allowed_hosts == (name,)
+
+
 def test_an_accepted_connection_sends_at_once() -> None:
     """With Nagle's algorithm a whole answer would come 40 ms late."""
     from server_samples import serve

@@ -201,6 +201,14 @@ def test_the_verb_keeps_its_choice_and_forgets_it(in_haste: None) -> None:
     assert list(kept.iterdir()) == []
 
 
+@pytest.mark.parametrize("typed", ["abc", "4", "nan", "3601"])
+def test_a_time_out_of_range_is_refused_with_the_range(typed: str) -> None:
+    code, out, err = run_cli("tune", "haiku", "--seconds", typed)
+    assert (code, out) == (2, "")
+    assert err.startswith("gguf-engine: --seconds is ")
+    assert err.endswith("; allowed: a number in 5..3600\n")
+
+
 def test_the_table_has_a_row_a_measurement_and_the_choice(
     in_haste: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
