@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from gguf_engine.server.errors import RefusedError
 from gguf_engine.server.refusal import refusal
-from gguf_engine.server.schema import drop_what_asks_for_nothing, without_nothing
+from gguf_engine.server.schema import MAX_FIELDS, drop_what_asks_for_nothing, without_nothing
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -28,6 +28,7 @@ async def read(request: Request, kind: type[_M], max_bytes: int) -> _M:
         message = f"the content type is {content_type[:80]!r}; send Content-Type: application/json"
         raise RefusedError(415, "content_type", message)
     values = _parse(await _read(request, max_bytes))
+    _check_fields(values)
     if isinstance(values.get("messages"), list):
         values["messages"] = [without_nothing(message) for message in values["messages"]]
     values = drop_what_asks_for_nothing(kind, values)
@@ -52,6 +53,18 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 def _too_large(max_bytes: int) -> RefusedError:
     message = f"the body is larger than {max_bytes} bytes; send less"
     return RefusedError(413, "body_too_large", message)
+
+
+def _check_fields(values: dict[str, Any]) -> None:
+    """Refuse objects of more fields than any has: each wrong one would be an error to write down."""
+    for name, value in (("", values), *values.items()):
+        objects = [
+            each for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict)
+        ]
+        most = max(map(len, objects), default=0)
+        if most > MAX_FIELDS:
+            message = f"{name or 'the body'} has {most} fields; allowed: {MAX_FIELDS} at most"
+            raise RefusedError(400, "invalid_value", message, param=name or None)
 
 
 def _parse(body: bytes) -> dict[str, Any]:

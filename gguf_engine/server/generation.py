@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LONG_ANSWER = 2000
+"""Pieces from which an answer is written in a thread: with log-probabilities others would wait for it."""
+
 STARTED_AT = "gguf_engine.started_at"
 """Where a request's scope says when it came, by `time.perf_counter`."""
 
@@ -153,7 +156,9 @@ class Generated(Response):
         if reply is None:
             body, headers = "".join(piece.text for piece in choices[0]).encode(), _TEXT
         else:
-            body = reply.whole(choices, answer.streams[0].seed, len(self._job.prompts))
+            args = (choices, answer.streams[0].seed, len(self._job.prompts))
+            is_long = sum(map(len, choices)) > LONG_ANSWER
+            body = await asyncio.to_thread(reply.whole, *args) if is_long else reply.whole(*args)
             headers = _JSON
         length = (b"content-length", str(len(body)).encode())
         await send({"type": "http.response.start", "status": 200, "headers": [*headers, length]})

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from gguf_engine.server.settings import ServerParams
     from gguf_engine.text.chat import Message
 
+N_BESIDE = 2
+"""Long texts that are encoded, decoded or rendered at once: each takes a thread and its memory."""
+
 _B = TypeVar("_B", bound=schema.Strict)
+_T = TypeVar("_T")
 Handler = Callable[[Request], Awaitable[Response]]
 TableRow = tuple[str, str, Handler, type[schema.Strict] | None]
 """Method, path, handler and body of a route."""
@@ -49,6 +53,7 @@ class Routes:
         longest = max(map(len, engine.llm.tokenizer.pieces()), default=1)
         self._max_chars = max(1, longest) * engine.llm.n_ctx
         self._beat: asyncio.Future[EngineStats] | None = None
+        self._beside = asyncio.Semaphore(N_BESIDE)
 
     def table(self) -> list[TableRow]:
         """Return the routes."""
@@ -173,7 +178,7 @@ class Routes:
         """Return the ids of a text; control tokens in it are text."""
         body = await self._read(request, schema.TokenizeRequest)
         add_bos = None if body.add_special else False
-        ids = await asyncio.to_thread(self._llm.tokenizer.encode, body.content, add_bos=add_bos)
+        ids = await self._run(self._llm.tokenizer.encode, body.content, add_bos=add_bos)
         return _json({"tokens": ids})
 
     async def detokenize(self, request: Request) -> Response:
@@ -183,7 +188,7 @@ class Routes:
         wrong = next((token_id for token_id in tokens if token_id >= n_vocab), None)
         if wrong is not None:
             raise OptionError("tokens", wrong, f"token ids in 0..{n_vocab - 1}")
-        text = await asyncio.to_thread(self._llm.tokenizer.decode, tokens, skip_special_tokens=False)
+        text = await self._run(self._llm.tokenizer.decode, tokens, skip_special_tokens=False)
         return _json({"content": text})
 
     async def apply_template(self, request: Request) -> Response:
@@ -191,8 +196,13 @@ class Routes:
         body = await self._read(request, schema.TemplateRequest)
         messages = self._messages(body.messages)
         render = self._llm.template.render
-        text = await asyncio.to_thread(render, messages, add_generation_prompt=body.add_generation_prompt)
+        text = await self._run(render, messages, add_generation_prompt=body.add_generation_prompt)
         return _json({"prompt": text})
+
+    async def _run(self, function: Callable[..., _T], *args: Any, **options: Any) -> _T:
+        """Call a function that may take long in a thread; some are left for `health` whoever calls."""
+        async with self._beside:
+            return await asyncio.to_thread(function, *args, **options)
 
     async def health(self, request: Request) -> Response:
         """Ask the engine for a beat; 503 with the reason when there is none."""

@@ -13,6 +13,9 @@ from gguf_engine.server.errors import RefusedError
 
 MAX_CHOICES = 128
 MAX_INPUTS = 2048
+MAX_MESSAGES = 4096
+MAX_FIELDS = 1024
+"""Of any object in a request; those of `logit_bias` are its ids."""
 DEFAULTS = SamplingParams(max_tokens=None)
 """What a request gets where it says nothing: an answer is as long as the model makes it."""
 
@@ -72,10 +75,11 @@ def _prompts(value: object) -> object:
 
 _Flag = bool | None
 _Text = Annotated[str, Field(min_length=1)]
-_Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+# fail_fast: a body of a million wrong items would otherwise cost seconds, and gigabytes of error objects.
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 _Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=4096)]],
-    Field(max_length=64),
+    Field(max_length=64, fail_fast=True),
     BeforeValidator(_listed),
     WithJsonSchema(
         {
@@ -114,13 +118,13 @@ def _prompts_schema(max_items: int) -> WithJsonSchema:
 
 _Prompts = Annotated[
     _PromptList,
-    Field(min_length=1, max_length=MAX_CHOICES),
+    Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True),
     BeforeValidator(_prompts),
     _prompts_schema(MAX_CHOICES),
 ]
 _Inputs = Annotated[
     _PromptList,
-    Field(min_length=1, max_length=MAX_INPUTS),
+    Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True),
     BeforeValidator(_prompts),
     _prompts_schema(MAX_INPUTS),
 ]
@@ -141,7 +145,12 @@ class ChatMessage(Strict):
 
 _Messages = Annotated[
     list[ChatMessage],
-    Field(min_length=1, description="a list of objects of role and content, at least one"),
+    Field(
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description=f"a list of 1..{MAX_MESSAGES} objects of role and content",
+    ),
 ]
 
 
@@ -166,8 +175,8 @@ class Sampling(Strict):
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None,
-        max_length=1024,
-        description="an object of at most 1024 token ids, each with a number in [-100, 100]",
+        max_length=MAX_FIELDS,
+        description=f"an object of at most {MAX_FIELDS} token ids, each with a number in [-100, 100]",
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     max_tokens: int | None = Field(None, ge=0, lt=2**31)

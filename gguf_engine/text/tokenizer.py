@@ -16,6 +16,8 @@ from gguf_engine.text.library import Place, decoding, guard, load, mark_special,
 from gguf_engine.text.pieces import PieceTable, build_table
 from gguf_engine.text.vocabulary import END_TEXTS, Vocabulary
 
+# Characters from which a text is encoded as a batch of one: that lets other threads go on meanwhile.
+_LONG_TEXT = 10_000
 _BOS_TEXTS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")
 _EOS_TEXTS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|end|>")
 
@@ -238,7 +240,11 @@ class Tokenizer:
 
     def _encode_text(self, text: str, place: Place) -> list[int]:
         with guard("this text cannot be encoded"):
-            encoding = self._built_for(place).encode(text, add_special_tokens=False)
+            built = self._built_for(place)
+            if len(text) < _LONG_TEXT:
+                encoding = built.encode(text, add_special_tokens=False)
+            else:
+                (encoding,) = built.encode_batch([text], add_special_tokens=False)
         ids: list[int] = encoding.ids
         if self.special_ids.isdisjoint(ids):
             return ids

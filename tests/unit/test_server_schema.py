@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from server_samples import CHAT, Served, chat_body, limits, serve
 
 from gguf_engine import SamplingParams
@@ -16,7 +17,7 @@ from gguf_engine.server.refusal import in_words
 MESSAGES = chat_body()["messages"]
 STRICT: set[type[schema.Strict]] = {*schema.Strict.__subclasses__(), *schema.Sampling.__subclasses__()}
 STRICT |= {*schema.Generation.__subclasses__()}
-SOME_MESSAGES = "allowed: a list of objects of role and content, at least one"
+SOME_MESSAGES = "allowed: a list of 1..4096 objects of role and content"
 A_STOP = "allowed: a text of 1..4096 characters"
 
 
@@ -242,6 +243,39 @@ def test_null_means_not_given(served: Served) -> None:
 
 def test_two_limits_that_differ_are_refused(served: Served) -> None:
     assert refusal(served, CHAT, chat_body(max_tokens=3, max_completion_tokens=4))[1] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (schema.ChatRequest, {"messages": [1] * 2000}),
+        (schema.ChatRequest, {"messages": [{}] * 2000}),
+        (schema.ChatRequest, {"messages": MESSAGES * 5000}),
+        (schema.ChatRequest, {"messages": MESSAGES, "stop": [1] * 2000}),
+        (schema.CompletionRequest, {"prompt": [-1] * 2000}),
+        (schema.CompletionRequest, {"prompt": [[-1] * 2000] * 100}),
+        (schema.DetokenizeRequest, {"tokens": [-1] * 2000}),
+        (schema.EmbeddingRequest, {"input": [""] * 2000}),
+    ],
+)
+def test_a_body_of_many_wrong_items_costs_few_errors(kind: type[schema.Strict], values: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(values)
+    assert caught.value.error_count() <= 4
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {f"field{n}": 1 for n in range(1100)},
+        {"logit_bias": {str(n): "x" for n in range(1100)}},
+        {"messages": [{f"field{n}": 1 for n in range(1100)}]},
+    ],
+)
+def test_an_object_of_more_fields_than_any_has_is_refused(served: Served, more: dict[str, Any]) -> None:
+    code, param, message = refusal(served, CHAT, chat_body(**more))
+    assert (code, param) == ("invalid_value", None if len(more) > 1 else next(iter(more)))
+    assert "fields; allowed: 1024 at most" in message
 
 
 def test_stream_options_without_a_stream_are_refused(served: Served) -> None:
