@@ -45,6 +45,8 @@ MAX_BACK_OFF_S = 30.0
 MAX_CRASHES = 3
 """Crashes with no request finished ever, after which a file is not tried again."""
 GRACE_S = 5.0
+STALL_S = 120.0
+"""A loaded child that answers no question for so long hangs, and is ended; no pass takes nearly as long."""
 
 
 class ProcessWorker:
@@ -87,6 +89,7 @@ class ProcessWorker:
         self._is_closed = False
         self._numbers = itertools.count()
         self._asked: dict[int, queue.SimpleQueue[EngineStats | BaseException]] = {}
+        self._silent_since: tuple[Child, float] | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
         # The manager's own, from here on.
@@ -163,6 +166,8 @@ class ProcessWorker:
         """
         Return what the engine is doing now; after a crash this starts it again.
 
+        One that never answers is ended after STALL_S, so that the next request starts another.
+
         Raises:
             EngineSilentError: No answer within `timeout_s`: it may be loading.
             EngineCrashed: It is not started again.
@@ -178,12 +183,22 @@ class ProcessWorker:
         try:
             stats = answer.get(timeout=timeout_s)
         except queue.Empty:
+            self._note_silence()
             raise EngineSilentError(timeout_s) from None
         finally:
             self._asked.pop(number, None)
         if isinstance(stats, BaseException):
             raise stats
         return stats._replace(n_crashes=self._n_crashed)
+
+    def _note_silence(self) -> None:
+        child, now = self._child, time.monotonic()
+        if child is None or not child.is_ready:
+            return
+        if self._silent_since is None or self._silent_since[0] is not child:
+            self._silent_since = (child, now)
+        elif now - self._silent_since[1] > STALL_S:
+            child.kill()
 
     def _ask(self, number: int) -> None:
         if self._given_up is not None and (answer := self._asked.get(number)) is not None:
@@ -195,6 +210,7 @@ class ProcessWorker:
 
     def on_stats(self, number: int, stats: EngineStats) -> None:
         """See Listener."""
+        self._silent_since = None
         if (answer := self._asked.get(number)) is not None:
             answer.put(stats)
 

@@ -273,6 +273,23 @@ def test_a_child_that_nobody_can_read_from_is_ended(
     assert llm.generate("The ice", **SAME).finish_reason == "length"  # type: ignore[arg-type]
 
 
+def test_a_child_that_hangs_is_ended_and_started_again(
+    isolate: Isolate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = isolate()
+    pid = pid_of(llm)
+    monkeypatch.setattr(process, "STALL_S", 0.3)
+    os.kill(pid, signal.SIGSTOP)
+    stream = llm.stream("The ice", **SAME)  # type: ignore[arg-type]
+    while is_running(pid):
+        with pytest.raises((EngineSilentError, EngineCrashed)):
+            llm.stats(0.1)
+    with pytest.raises(EngineCrashed, match="SIGKILL"):
+        list(stream)
+    assert llm.generate("The ice", **SAME).finish_reason == "length"  # type: ignore[arg-type]
+    assert llm.stats().n_crashes == 1
+
+
 def test_after_any_number_of_crashes_the_next_start_has_a_time(isolate: Isolate) -> None:
     worker = worker_of(isolate())
     worker._n_crashes = 5000
