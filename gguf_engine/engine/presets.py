@@ -17,8 +17,6 @@ MIN_CHUNK = 16
 # llama.cpp's attention on a CPU takes so many ids of a prompt together, and fewer one by one.
 TILE = 64
 FIRST_CHUNK = TILE  # before anything was measured
-# Of a pass over prompts alone: between two passes an engine says that it lives, and cancels.
-ALONE_S = 2.0
 _N_SAMPLES = 5
 
 
@@ -62,20 +60,13 @@ class PrefillPace:
     @property
     def n_ids(self) -> int:
         """Ids for the next pass, 1..n_batch."""
-        return self._n_batch if self._pass_s is None else self._within(self._pass_s, MIN_CHUNK)
-
-    @property
-    def n_ids_alone(self) -> int:
-        """Ids for a pass that no answer waits in, 1..n_batch."""
-        return self._within(ALONE_S, TILE)
-
-    def _within(self, pass_s: float, least: int) -> int:
-        """Return how many ids take about so long, in whole tiles where they make one."""
+        if self._pass_s is None:
+            return self._n_batch
         if not self._seconds_per_id:
             return min(FIRST_CHUNK, self._n_batch)
         # A machine that has just become slow counts at once, one that has become fast with time.
         seconds_per_id = max(median(self._seconds_per_id), self._seconds_per_id[-1])
-        n_ids = max(least, int(pass_s / seconds_per_id))
+        n_ids = max(MIN_CHUNK, int(self._pass_s / seconds_per_id))
         return min(n_ids if n_ids < TILE else n_ids // TILE * TILE, self._n_batch)
 
     def record(self, n_ids: int, seconds: float) -> None:

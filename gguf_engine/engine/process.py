@@ -45,7 +45,7 @@ MAX_BACK_OFF_S = 30.0
 MAX_CRASHES = 3
 """Crashes with no request finished ever, after which a file is not tried again."""
 GRACE_S = 5.0
-STALL_S = 120.0
+STALL_S = 600.0
 """A loaded child that answers no question for so long hangs, and is ended; no pass takes nearly as long."""
 
 

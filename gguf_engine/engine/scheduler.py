@@ -96,8 +96,9 @@ class Scheduler:
         decoding, prefilling = self._split()
         chunks = self._decode(decoding)
         n_planned = sum(len(chunk.token_ids) for chunk in chunks)
-        pace = self.pace.n_ids if chunks else self.pace.n_ids_alone
-        budget = min(self._n_batch - n_planned, pace)
+        budget = self._n_batch - n_planned
+        if chunks:
+            budget = min(budget, self.pace.n_ids)
         if budget > 0 and (prefilling or self.waiting):
             prefilling += self._admit(n_planned - len(decoding))
             prefilling.sort(key=lambda found: found[0].rank)

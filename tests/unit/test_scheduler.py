@@ -18,14 +18,6 @@ from gguf_engine.engine.scheduler import AGING, share_out
 PROMPT = [n % 89 + 1 for n in range(200)]
 
 
-class Paced(PrefillPace):
-    """Believes the first pass it is told of, whatever others take."""
-
-    def record(self, n_ids: int, seconds: float) -> None:
-        if not self._seconds_per_id:
-            super().record(n_ids, seconds)
-
-
 class Watched(FakeBackend):
     """Keeps the size of each pass."""
 
@@ -295,27 +287,3 @@ def test_small_passes_and_no_limit_teach_the_pace_nothing() -> None:
     free.record(64, 9.0)
     assert pace.n_ids == FIRST_CHUNK
     assert free.n_ids == 512
-
-
-def test_a_prompt_alone_is_computed_in_passes_of_two_seconds() -> None:
-    """Between two of them the engine says that it lives: a health check must not wait for a long prompt."""
-    for pass_s in (0.1, None):
-        pace = PrefillPace(pass_s, 512)
-        assert pace.n_ids_alone == FIRST_CHUNK
-        pace.record(64, 64 / 100)
-        assert pace.n_ids_alone == 192
-        pace.record(64, 64 / 10)
-        assert pace.n_ids_alone == 64
-        for _ in range(5):
-            pace.record(64, 64 / 1000)
-        assert pace.n_ids_alone == 512
-
-
-def test_an_engine_of_a_slow_model_answers_while_it_computes_a_long_prompt() -> None:
-    backend = Watched(n_batch=512)
-    engine = Engine(backend)
-    engine.scheduler.pace = Paced(None, 512)
-    engine.scheduler.pace.record(64, 64 / 50)
-    long = Request(engine, [n % 90 for n in range(400)], max_tokens=1)
-    run(engine, long)
-    assert max(backend.passes) == 64
