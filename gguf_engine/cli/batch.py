@@ -21,7 +21,7 @@ from gguf_engine.cli.errors import LinesFailedError
 from gguf_engine.cli.files import check_readable, check_regular, check_writable
 from gguf_engine.cli.loading import Raw, System, as_json, check_text, loaded, note
 from gguf_engine.cli.options import HubOptions, ModelOptions, parse_typed
-from gguf_engine.errors import OptionError
+from gguf_engine.errors import GGUFEngineError, OptionError
 from gguf_engine.params import EngineParams, SamplingParams
 
 if TYPE_CHECKING:
@@ -236,15 +236,20 @@ class Run:
 
     @contextlib.contextmanager
     def reported(self, path: str | None, target: str) -> Iterator[None]:
-        """Report in the end, however it ends; after Ctrl-C, say how to go on."""
+        """Report in the end, however it ends, if the model was loaded; after Ctrl-C, say how to go on."""
+        has_begun = True
         try:
             yield
+        except GGUFEngineError:
+            has_begun = self._boot_s > 0
+            raise
         except KeyboardInterrupt:
             if self._sink is not None:
                 note(f"interrupted; the same command goes on with what {target} lacks")
             raise
         finally:
-            self._report(path)
+            if has_begun:
+                self._report(path)
 
     def _report(self, path: str | None) -> None:
         """Print counts and times to stderr, and write them to a file when asked."""

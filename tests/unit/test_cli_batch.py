@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from cli_samples import FakeModel, Result, run_cli
 
+from gguf_engine import LLM, ModelNotFoundError
+
 ARGS = ("batch", "--seed", "5", "-n", "8")
 PROMPTS = [{"id": n, "input": f"line {n}"} for n in range(4)]
 
@@ -40,6 +42,20 @@ def test_nothing_in_nothing_out() -> None:
     code, out, err = run_cli(*ARGS)
     assert (code, out) == (0, "")
     assert err.startswith("answered     0 lines; 0 failed\n")
+
+
+class NotThere(FakeModel):
+    """No model at all."""
+
+    def load(self, model: str, **options: Any) -> LLM:
+        raise ModelNotFoundError(model, "no such file")
+
+
+def test_a_model_that_cannot_be_loaded_leaves_an_error_and_no_table() -> None:
+    code, out, err = run_cli(*ARGS, stdin=jsonl(*PROMPTS), model=NotThere())
+    assert (code, out) == (3, "")
+    assert err.startswith("gguf-engine: model ")
+    assert len(err.splitlines()) == 1
 
 
 def test_a_line_that_fails_makes_the_code_7_and_the_others_are_served() -> None:
