@@ -106,8 +106,6 @@ def open_model(
     parts = [files.weights.with_name(name) for name in part_names(files.weights.name)]
     params, tuned = tuned_options(parts, params, choice.name, blobs=files.commit is not None)
     draft, draft_gguf = _open_draft(params, gguf, fetch, preflight=preflight, progress=progress)
-    if draft_gguf is not None:
-        on_killed = None  # nobody knows which of the two it was
     return Opened(
         make_backend=partial(LlamaBackend, files.weights, params, **tuned),
         preset=params.preset,
@@ -117,7 +115,8 @@ def open_model(
         metadata=gguf.metadata,
         is_known_family=has_full_rules(gguf) and (draft_gguf is None or has_full_rules(draft_gguf)),
         on_load=_load_progress(progress, gguf),
-        on_killed=on_killed or (lambda _: None),
+        # Of two models nobody knows which one it was.
+        on_killed=on_killed if on_killed and draft_gguf is None else lambda _: None,
         state_origin=partial(state_origin, params, parts, blobs=files.commit is not None),
         draft=draft,
     )

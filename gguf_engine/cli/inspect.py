@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gguf_engine.cli.options import HubOptions
+from gguf_engine.errors import HubError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +54,15 @@ def inspect(
 
     if tokenizer_json is not None and not tokenizer:
         raise typer.BadParameter(f"{tokenizer_json} is a second file; it goes with --tokenizer")
-    files = resolve_model(model, **{**asdict(hub), "offline": True})
+    try:
+        files = resolve_model(model, **{**asdict(hub), "offline": True})
+    except HubError as error:
+        if error.code != "offline":
+            raise
+        way_out = f"run `gguf-engine pull {model}` first"
+        raise HubError(
+            "offline", f"{model} is not in the cache, and inspect downloads nothing", way_out
+        ) from None
     gguf = read_gguf(files.weights)
     if tokenizer:
         from gguf_engine.cli.audit import print_audit

@@ -217,6 +217,7 @@ class Sequence:
     def fail(self, error: BaseException) -> None:
         """End with an error instead of a last piece."""
         self.finished_at = time.perf_counter()
+        self._whole = False  # who waited for the end gets what there is
         self.hand_over_rest()
         # A reader that cannot even be told has gone; the engine has others.
         with contextlib.suppress(Exception):

@@ -87,6 +87,7 @@ def test_what_is_not_cached_is_not_downloaded() -> None:
     code, out, err = run_cli("inspect", "phi3-mini")
     assert (code, out) == (4, "")
     assert "gguf-engine pull" in err
+    assert "inspect downloads nothing; run `gguf-engine pull phi3-mini` first" in err
 
 
 def test_text_of_strangers_cannot_steer_the_terminal() -> None:

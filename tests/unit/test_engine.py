@@ -219,6 +219,17 @@ def test_a_request_that_nobody_reads_before_its_end_hands_over_in_few_parts() ->
     assert request.completion.token_ids == streamed.completion.token_ids
 
 
+def test_a_request_that_nobody_reads_before_its_end_hands_over_what_there_is_when_it_fails() -> None:
+    engine = Engine(FakeBackend())
+    request = Request(engine, [1, 2], max_tokens=100, ignore_eos=True, whole=True)
+    engine.submit(request.sequence)
+    for _ in range(3):
+        engine.step()
+    engine.fail_all(BackendError(1, "no more"))
+    assert len(request.delivered) == 4
+    assert isinstance(request.error, BackendError)
+
+
 def test_a_prompt_that_does_not_fit_beside_the_others_waits_instead_of_pushing_them_out() -> None:
     backend = FakeBackend(n_slots=2, n_ctx=40, n_cells=40)
     engine = Engine(backend)
