@@ -65,6 +65,18 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _has_flash_attention(path: Path, n_cells: int) -> bool:
+    """Return whether the engine would use it for this model here, unless it is told or tuned otherwise."""
+    from gguf_engine import EngineParams
+    from gguf_engine.backend.attention import settle_attention
+    from gguf_engine.backend.llama import library_versions
+    from gguf_engine.loader.gguf import read_gguf
+
+    features = library_versions()["system_info"]
+    settled = settle_attention(EngineParams(n_cells=n_cells), read_gguf(path).metadata, features, "cpu")
+    return settled.flash_attention != "off"
+
+
 class BareLoop:
     """
     The shortest honest ctypes loop over llama.cpp: decode, its own sampler chain, token to text.
@@ -87,6 +99,7 @@ class BareLoop:
         context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, 512, 512
         context.n_seq_max, context.kv_unified, context.no_perf = n_slots, True, True
         context.n_threads = context.n_threads_batch = n_threads
+        context.flash_attn_type = int(_has_flash_attention(path, n_ctx))  # as the engine does by default
         self.context = lib.llama_init_from_model(self.model, context)
         self.memory = lib.llama_get_memory(self.context)
         self.vocab = lib.llama_model_get_vocab(self.model)

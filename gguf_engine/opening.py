@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gguf_engine.errors import ModelNotFoundError, OptionError
-from gguf_engine.params import EngineParams, split_adapter
+from gguf_engine.params import MAX_N_CTX_BY_DEFAULT, EngineParams, split_adapter
 from gguf_engine.text.chat import ChatTemplate
 from gguf_engine.text.tokenizer import Tokenizer
 
@@ -74,8 +74,9 @@ def open_model(
     progress: Progress | None,
 ) -> Opened:
     """Find, fetch and check a model; arguments and errors are those of `LLM.load`."""
+    from gguf_engine.backend.attention import settle_attention
     from gguf_engine.backend.devices import choose_for
-    from gguf_engine.backend.llama import LlamaBackend, list_devices
+    from gguf_engine.backend.llama import LlamaBackend, library_versions, list_devices
     from gguf_engine.engine.identity import prefix_cache_for, state_origin
     from gguf_engine.loader.catalog import part_names
     from gguf_engine.loader.preflight import has_full_rules
@@ -105,7 +106,11 @@ def open_model(
         _check_adapters(params, gguf)
     parts = [files.weights.with_name(name) for name in part_names(files.weights.name)]
     params, tuned = tuned_options(parts, params, choice.name, blobs=files.commit is not None)
-    draft, draft_gguf = _open_draft(params, gguf, fetch, preflight=preflight, progress=progress)
+    settle = partial(
+        settle_attention, system_info=library_versions()["system_info"], device_kind=choice.device.kind
+    )
+    draft, draft_gguf = _open_draft(params, gguf, fetch, settle, preflight=preflight, progress=progress)
+    params = settle(params, gguf.metadata)
     return Opened(
         make_backend=partial(LlamaBackend, files.weights, params, **tuned),
         preset=params.preset,
@@ -126,12 +131,13 @@ def _open_draft(
     params: EngineParams,
     target: GGUFFile,
     fetch: Callable[[str], ModelFiles],
+    settle: Callable[[EngineParams, Mapping[str, Any]], EngineParams],
     *,
     preflight: bool,
     progress: Progress | None,
 ) -> tuple[DraftMaker | None, GGUFFile | None]:
     """Return what guesses at the next ids, and the draft model's header if it is a model."""
-    from gguf_engine.backend.llama import MAX_N_CTX_BY_DEFAULT, LlamaBackend
+    from gguf_engine.backend.llama import LlamaBackend
     from gguf_engine.engine.speculative import DraftMaker
     from gguf_engine.loader.draft import check_draft
 
@@ -155,7 +161,7 @@ def _open_draft(
         n_gpu_layers=0 if params.n_gpu_layers == 0 else None,
         lora=(),
     )
-    make_backend = partial(LlamaBackend, files.weights, draft_params)
+    make_backend = partial(LlamaBackend, files.weights, settle(draft_params, gguf.metadata))
     return DraftMaker(n_max=params.n_draft, make_backend=make_backend), gguf
 
 

@@ -26,6 +26,7 @@ MAX_TOP_LOGPROBS = 64
 MAX_SEED = 2**63 - 1
 N_DRAFT = 31
 PREFIX_CACHE_MB = 4096
+MAX_N_CTX_BY_DEFAULT = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +148,8 @@ class EngineParams:
             fall otherwise the next time; "never" does not. On the CPU only.
         kv_cache_type: "f16", "q8_0" or "q4_0".
         flash_attention: "auto", "on" or "off"; a quantized KV cache needs it. "auto" means what
-            `gguf-engine tune` found, or llama.cpp's own choice.
+            `gguf-engine tune` found; or off on a CPU with AVX-512 where heads of a size such as Phi-3's 96
+            make it slower; or llama.cpp's own choice.
         use_mmap: Map the weights instead of reading them.
         repack: Let llama.cpp rearrange the weights for other CPU kernels: a second copy of them in
             memory, for faster decode and, depending on the processor, slower prefill. None means what

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gguf_engine.backend.base import Backend, Batch
 from gguf_engine.backend.threads import ladder
-from gguf_engine.params import EngineParams
+from gguf_engine.params import EngineParams, FlashAttention
 from gguf_engine.tuned import TunedChoices, this_machine
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Measurement:
 
     Attributes:
         options: What it differs in from the ones before it.
-        decode_tokens_per_s: One row a pass, median; None where it was not measured.
+        decode_tokens_per_s: One row a pass after that prompt; None where it was not measured.
         prefill_tokens_per_s: One prompt of `n_prefill` tokens; None where it was not measured.
         n_prefill: Tokens of that prompt.
         load_s: Seconds that the load took; 0 where the model was loaded already.
@@ -82,6 +82,7 @@ def tune(
     params: EngineParams,
     n_processors: int,
     *,
+    auto_attention: FlashAttention = "auto",
     budget_s: float = 45.0,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[str], object] = lambda _: None,
@@ -93,11 +94,13 @@ def tune(
         make_backend: Loads the model.
         params: The user's options; what they leave open is measured.
         n_processors: Most threads to try.
+        auto_attention: What `flash_attention="auto"` comes to for this model untuned.
         budget_s: Seconds after which nothing new is begun.
         clock: Monotonic seconds.
         progress: Told what is measured next.
     """
-    return _Tuner(make_backend, params, clock, budget_s, progress).run(n_processors)
+    tuner = _Tuner(make_backend, params, auto_attention, clock=clock, budget_s=budget_s, progress=progress)
+    return tuner.run(n_processors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,20 +147,24 @@ def tune_model(
     Raises:
         ModelError, HubError, DeviceError: As `LLM.load`.
     """
+    from gguf_engine.backend.attention import settle_attention
     from gguf_engine.backend.devices import choose_for
-    from gguf_engine.backend.llama import LlamaBackend, list_devices
+    from gguf_engine.backend.llama import LlamaBackend, library_versions, list_devices
     from gguf_engine.backend.processors import usable_processors
 
-    device = choose_for(params, list_devices()).name
+    device = choose_for(params, list_devices())
     gguf, sha256 = _checked(model, progress, hub)
+    features = library_versions()["system_info"]
+    settled = settle_attention(params, gguf.metadata, features, device.device.kind)
     report = tune(
         lambda tried: LlamaBackend(gguf.path, tried),
         params,
         usable_processors(),
+        auto_attention=settled.flash_attention,
         budget_s=budget_s,
         progress=on_step,
     )
-    is_kept = keep and _choices().write(sha256, this_machine(device), report.choice)
+    is_kept = keep and _choices().write(sha256, this_machine(device.name), report.choice)
     return TuneOutcome(sha256=sha256, report=report, kept=is_kept)
 
 
@@ -217,6 +224,8 @@ class _Tuner:
         self,
         make_backend: Callable[[EngineParams], Tunable],
         params: EngineParams,
+        auto_attention: FlashAttention,
+        *,
         clock: Callable[[], float],
         budget_s: float,
         progress: Callable[[str], object],
@@ -225,8 +234,10 @@ class _Tuner:
         self._begin, self._budget_s = clock(), budget_s
         self._report = TuneReport()
         self._load_s = 0.0  # of the last load
+        self._may_choose_attention = params.flash_attention == "auto" and params.kv_cache_type == "f16"
         self._params = replace(
             params,
+            flash_attention=auto_attention if self._may_choose_attention else params.flash_attention,
             n_ctx=N_CTX if params.n_ctx is None else min(params.n_ctx, N_CTX),
             n_cells=None,
             n_slots=1,
@@ -246,8 +257,8 @@ class _Tuner:
                 base, n_threads=threads["n_threads"], n_threads_batch=threads["n_threads_batch"]
             )
             backend.use_threads(threads["n_threads"], threads["n_threads_batch"])
-            for option, value, is_free in self._candidates():
-                self._try(bench, option, value, changes_answers=not is_free)
+            for options, may_choose in self._candidates():
+                self._try(bench, options, may_choose=may_choose)
         self._report.seconds = self._clock() - self._begin
         return self._report
 
@@ -311,32 +322,35 @@ class _Tuner:
         self._report.choice |= {name: n for name, n in best.items() if getattr(self._params, name) is None}
         return best
 
-    def _candidates(self) -> Iterator[tuple[str, Any, bool]]:
-        """Yield option, value, and whether it may be chosen: a coarser cache changes the answers."""
+    def _candidates(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield options, and whether they may be chosen: a coarser cache changes the answers."""
         params = self._params
         if params.repack is None:
-            yield "repack", True, True
-        if params.flash_attention == "auto" and params.kv_cache_type == "f16":
-            yield "flash_attention", "off", True
-        if params.kv_cache_type == "f16":
-            yield "kv_cache_type", "q8_0", False
-            yield "kv_cache_type", "q4_0", False
+            yield {"repack": True}, True
+        if self._may_choose_attention:
+            yield {"flash_attention": "on" if params.flash_attention == "off" else "off"}, True
+        is_open = self._may_choose_attention or params.flash_attention != "off"
+        if params.kv_cache_type == "f16" and is_open:
+            needed = {"flash_attention": "on"} if params.flash_attention == "off" else {}
+            yield {"kv_cache_type": "q8_0", **needed}, False
+            yield {"kv_cache_type": "q4_0", **needed}, False
 
-    def _try(self, bench: _Bench, option: str, value: Any, *, changes_answers: bool) -> None:
-        """Measure one candidate beside what it would replace, and take it if it is faster on the whole."""
+    def _try(self, bench: _Bench, options: dict[str, Any], *, may_choose: bool) -> None:
+        """Measure a candidate beside what it would replace, and take it if it is faster on the whole."""
+        name = " and ".join(f"{option}={value}" for option, value in options.items())
         if self._is_over(4 * bench.measure_s + 2 * self._load_s):
-            self._report.left_out.append(f"{option}={value}")
+            self._report.left_out.append(name)
             return
-        self._progress(f"{option}={value}")
-        with self._opened(replace(self._params, **{option: value})) as (backend, load_s):
+        self._progress(name)
+        with self._opened(replace(self._params, **options)) as (backend, load_s):
             other = _Bench(backend, self._clock, bench.n_prefill)
             other.decode()
             pairs = [(bench.measure(), other.measure()) for _ in range(2)]
         decode, prefill = (median(pair[1][i] for pair in pairs) for i in range(2))
         before = [median(pair[0][i] for pair in pairs) for i in range(2)]
-        self._add(_measured({option: value}, decode, prefill, bench.n_prefill, load_s))
-        if not changes_answers and (decode / before[0]) * (prefill / before[1]) > GAIN**2:
-            self._report.choice[option] = value
+        self._add(_measured(options, decode, prefill, bench.n_prefill, load_s))
+        if may_choose and (decode / before[0]) * (prefill / before[1]) > GAIN**2:
+            self._report.choice |= options
 
     def _add(self, measurement: Measurement) -> None:
         self._report.measurements.append(measurement)
@@ -352,6 +366,7 @@ class _Bench:
         self.n_prefill = n_prefill
         self.n_most = min(backend.n_batch, backend.n_ctx // 2)
         self.measure_s = 0.0
+        self._n_held = 0  # of the last prompt; decode goes on from there, with attention in its time
 
     def _pass(self, start: int, n_tokens: int) -> float:
         batch = Batch()
@@ -366,24 +381,25 @@ class _Bench:
         n_tokens = self.n_prefill if n_tokens is None else n_tokens
         self.backend.truncate(0, 0)
         seconds = self._pass(0, n_tokens)
-        self.backend.truncate(0, 0)
+        self._n_held = n_tokens
         return n_tokens / seconds
 
     def decode(self) -> float:
         """Return tokens/s of one row at a time: the mean, for a neighbour slows few passes by much."""
-        self.backend.truncate(0, 0)
+        self.backend.truncate(0, self._n_held)
         seconds, n_passes = 0.0, 0
         while n_passes < self.n_most and (seconds < DECODE_S or n_passes < DECODE_PASSES):
-            seconds += self._pass(n_passes, 1)
+            seconds += self._pass(self._n_held + n_passes, 1)
             n_passes += 1
         return n_passes / seconds
 
     def measure(self) -> tuple[float, float]:
         """Return tokens/s of decode and of prefill."""
         begin = self._clock()
-        speeds = self.decode(), self.prefill()
+        prefill = self.prefill()
+        decode = self.decode()
         self.measure_s = self._clock() - begin
-        return speeds
+        return decode, prefill
 
 
 def _measured(

@@ -75,6 +75,9 @@ class Placement:
         weight_bytes, kv_cache_bytes, compute_bytes: Buffer sizes by llama.cpp's device name.
         n_threads, n_threads_batch: Most CPU threads of a pass over one token, and over several.
         adapters: The scale of each LoRA adapter, by its path.
+        kv_cache_type: As in EngineParams.
+        flash_attention: Whether it is used, as "auto" came out. It passes over the cells of other slots;
+            without it each used cell costs as much as a slot's own.
     """
 
     device: str
@@ -87,6 +90,8 @@ class Placement:
     n_threads: int
     n_threads_batch: int
     adapters: dict[str, float] = field(default_factory=dict)
+    kv_cache_type: str = "f16"
+    flash_attention: bool = True
 
 
 Pooling = Literal["mean", "cls", "last"]

@@ -26,7 +26,7 @@ from gguf_engine.backend.native_batch import NativeBatch
 from gguf_engine.backend.processors import usable_processors
 from gguf_engine.backend.threads import ThreadGovernor, choose_threads, make_governor
 from gguf_engine.errors import BackendError, EngineClosedError, ModelLoadError, OptionError
-from gguf_engine.params import EngineParams, PresetName, split_adapter
+from gguf_engine.params import MAX_N_CTX_BY_DEFAULT, EngineParams, PresetName, split_adapter
 
 # libgomp spins 30 billion times at a barrier by default, which takes a busy neighbour's core away
 # from itself: decoding fell to a tenth. A bounded spin keeps the idle speed.
@@ -36,7 +36,6 @@ _USERS_SPIN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _GGML_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
 _SPLIT_MODES = {"layer": 1, "row": 2}  # enum llama_split_mode
-MAX_N_CTX_BY_DEFAULT = 8192
 MAX_N_UBATCH_ON_CPU = 256
 # Requests at once, by preset. On a CPU llama.cpp computes the rows of K-quants by 16: a pass over 16 takes
 # hardly longer than one over 8, and one over 32 half as long again.
@@ -184,6 +183,8 @@ class LlamaBackend:
             n_layers,
             n_threads=self._n_threads,
             adapters=self._scales,
+            kv_cache_type=params.kv_cache_type,
+            flash_attention=params.flash_attention,
         )
 
     def _load_model(

@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 
 from gguf_engine.backend.base import Placement
+from gguf_engine.params import FlashAttention, KVCacheType
 
 _ERROR_LEVEL = 4  # enum ggml_log_level of ggml.h: 1 debug, 2 info, 3 warn, 4 error, 5 continued
 _CONTINUED = 5
@@ -18,6 +19,9 @@ _CONTINUED = 5
 # look like anything.
 _MAX_LINE = 256
 _OFFLOADED = re.compile(r"load_tensors: offloaded (\d{1,4})/\d{1,4} layers to GPU")
+_NO_FLASH_ATTENTION = re.compile(
+    r"resolve_fused_ops: Flash Attention not supported|llama_init_from_model: flash_attn is not compatible"
+)
 _BUFFER = re.compile(
     r"(?:load_tensors|llama_kv_cache\w{0,20}|llama_memory_recurrent|sched_reserve|llama_context): +"
     r"(\S{1,40}) +(model|KV|RS|compute) buffer size = +(\d{1,9}\.\d\d) MiB"
@@ -81,6 +85,8 @@ def read_placement(
     *,
     n_threads: tuple[int, int],
     adapters: dict[str, float] | None = None,
+    kv_cache_type: KVCacheType = "f16",
+    flash_attention: FlashAttention = "auto",
 ) -> Placement:
     """
     Find in llama.cpp's log of a load where weights and caches went.
@@ -89,12 +95,15 @@ def read_placement(
     has not.
     """
     n_offloaded = 0
+    has_flash_attention = flash_attention != "off"
     sizes: dict[str, dict[str, int]] = {"model": {}, "KV": {}, "RS": {}, "compute": {}}
     for line in lines:
         if len(line) > _MAX_LINE:
             continue
         if found := _OFFLOADED.match(line):
             n_offloaded = min(int(found[1]), n_layers)
+        elif _NO_FLASH_ATTENTION.match(line):
+            has_flash_attention = False
         elif found := _BUFFER.match(line):
             of_kind = sizes[found[2]]
             of_kind[found[1]] = of_kind.get(found[1], 0) + round(float(found[3]) * 2**20)
@@ -109,4 +118,6 @@ def read_placement(
         n_threads=n_threads[0],
         n_threads_batch=n_threads[1],
         adapters=adapters or {},
+        kv_cache_type=kv_cache_type,
+        flash_attention=has_flash_attention,
     )

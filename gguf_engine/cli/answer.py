@@ -105,6 +105,8 @@ def figures(completion: Completion, llm: LLM) -> list[str]:
     if placed is not None:
         lines.append(f"device         {placed.device} ({placed.reason})")
         lines.append(f"threads        {placed.n_threads}, {placed.n_threads_batch} for prompts")
+        attention = "flash attention" if placed.flash_attention else "no flash attention"
+        lines.append(f"KV cache       {placed.kv_cache_type}, {attention}")
         lines += [f"adapter        {path} (scale {scale:g})" for path, scale in placed.adapters.items()]
     if llm.draft_placement is not None:
         n_bytes = sum(llm.draft_placement.weight_bytes.values())

@@ -20,7 +20,7 @@ from gguf_engine.backend.base import (
 from gguf_engine.engine.embedding import Embeddings
 from gguf_engine.engine.kv_cache import KVCache
 from gguf_engine.engine.prefix_store import PrefixCache, PrefixStore
-from gguf_engine.engine.presets import PRESETS, PrefillPace
+from gguf_engine.engine.presets import PRESETS, PrefillPace, Preset
 from gguf_engine.engine.scheduler import Chunk, Scheduler
 from gguf_engine.engine.sequence import RequestFaultError, Sequence
 from gguf_engine.engine.speculative import DraftMaker, Speculation, make_mask
@@ -118,7 +118,7 @@ class Engine:
         assert backend.n_slots <= backend.n_batch
         self.backend = backend
         chosen = PRESETS[preset]
-        self.kv_cache = KVCache(backend, int(chosen.idle_share * backend.n_cells))
+        self.kv_cache = KVCache(backend, int(_idle_share(chosen, backend) * backend.n_cells))
         self.speculation = speculation or Speculation(backend.n_vocab)
         self.scheduler = Scheduler(
             self.kv_cache,
@@ -358,6 +358,12 @@ class Engine:
         if self._prefixes is not None:
             self._prefixes.close()
         self.backend.close()
+
+
+def _idle_share(preset: Preset, backend: Backend) -> float:
+    """Return the share of cells to keep for later requests: less of it where they slow down the others."""
+    placement = backend.placement
+    return preset.idle_share if placement is None or placement.flash_attention else preset.idle_share / 2
 
 
 def _sample_requests(chunk: Chunk, n_vocab: int) -> list[SampleRequest]:

@@ -28,7 +28,8 @@ class Preset:
     Attributes:
         pass_s: How long a forward pass that continues answers may take because of the prompts in it;
             None for no limit but n_batch.
-        idle_share: Share of all KV cells that ended requests may keep for later ones.
+        idle_share: Share of all KV cells that ended requests may keep for later ones; half of it without
+            flash attention, where each of them costs every pass.
     """
 
     pass_s: float | None

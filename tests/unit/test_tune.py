@@ -118,6 +118,40 @@ def test_a_coarser_cache_is_measured_and_never_chosen() -> None:
     assert "kv_cache_type" not in report.choice
 
 
+@pytest.mark.parametrize("auto", ["auto", "off"])
+def test_attention_is_tried_the_other_way_than_untuned(auto: Any) -> None:
+    other = "on" if auto == "off" else "off"
+
+    def quick(params: EngineParams, n_threads: int, n_tokens: int) -> float:
+        return even(params, n_threads, n_tokens) * (0.8 if params.flash_attention == other else 1.0)
+
+    report = MadeUp(quick).tune(auto_attention=auto)
+    assert report.choice["flash_attention"] == other
+    needed = {"flash_attention": "on"} if auto == "off" else {}
+    assert of(report, kv_cache_type="q8_0", **needed).decode_tokens_per_s
+
+
+def test_decode_is_measured_after_the_prompt() -> None:
+    depths: list[int] = []
+
+    class Watched(MadeUp):
+        def load(self, params: EngineParams) -> Model:
+            model = super().load(params)
+            forward = model.forward
+
+            def watch(batch: Batch) -> Rows:
+                if len(batch) == 1:
+                    depths.append(batch.positions[0])
+                return forward(batch)
+
+            model.forward = watch  # type: ignore[method-assign]
+            return model
+
+    Watched(even).tune()
+    # Before the first prompt there is one decode a load, which is not counted.
+    assert sum(depth >= 512 for depth in depths) > 0.8 * len(depths)
+
+
 def test_prompts_that_are_faster_in_parts_have_a_smaller_n_ubatch() -> None:
     def cached(params: EngineParams, n_threads: int, n_tokens: int) -> float:
         return even(params, n_threads, n_tokens) * (1.5 if n_tokens > 128 else 1.0)

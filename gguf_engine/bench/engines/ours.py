@@ -99,6 +99,7 @@ class Engine:
         from gguf_engine.backend.llama import LlamaBackend
         from gguf_engine.params import EngineParams
 
+        placement = self.llm.placement
         self.llm.close()
         params = EngineParams(
             device=self.config["device"],
@@ -106,6 +107,7 @@ class Engine:
             n_ctx=self.config["n_ctx"],
             n_slots=1,
             n_batch=max(32, len(ids)),
+            flash_attention="off" if placement is not None and not placement.flash_attention else "auto",
         )
         backend = LlamaBackend(Path(self.config["path"]), params)
         batch = Batch()

@@ -1,0 +1,98 @@
+"""What `flash_attention="auto"` comes to, and what follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_samples import Request, run
+from make_gguf import ModelShape, write_model
+
+from gguf_engine import LLM
+from gguf_engine.backend.attention import MAX_CELLS_WITHOUT_FLASH, settle_attention
+from gguf_engine.backend.fake import FakeBackend
+from gguf_engine.backend.llama import library_versions
+from gguf_engine.backend.log import read_placement
+from gguf_engine.engine.engine import Engine
+from gguf_engine.params import EngineParams
+
+AVX512 = "CPU : AVX2 = 1 | FMA = 1 | AVX512 = 1 | AVX512_VBMI = 1 | LLAMAFILE = 1 | "
+AVX2 = "CPU : AVX2 = 1 | FMA = 1 | LLAMAFILE = 1 | "
+
+
+def settled(head_size: Any, *, features: str = AVX512, device: str = "cpu", **options: Any) -> str:
+    metadata = {"general.architecture": "llama", "llama.attention.key_length": head_size}
+    return settle_attention(EngineParams(**options), metadata, features, device).flash_attention
+
+
+@pytest.mark.parametrize(
+    ("head_size", "expected"),
+    [(32, "auto"), (64, "auto"), (80, "off"), (96, "off"), (128, "auto"), (160, "off"), (256, "auto")],
+)
+def test_heads_that_leave_numbers_over_have_none(head_size: int, expected: str) -> None:
+    assert settled(head_size) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"features": AVX2},
+        {"device": "cuda"},
+        {"flash_attention": "on"},
+        {"kv_cache_type": "q8_0"},
+        {"n_cells": MAX_CELLS_WITHOUT_FLASH + 1},
+        {"n_ctx": MAX_CELLS_WITHOUT_FLASH + 1},
+    ],
+)
+def test_elsewhere_nothing_changes(options: dict[str, Any]) -> None:
+    assert settled(96, **options) == options.get("flash_attention", "auto")
+    assert settled(96, flash_attention="off", features=AVX2) == "off"
+
+
+def test_the_size_is_read_from_what_the_file_says() -> None:
+    for metadata, expected in (
+        ({"phi3.embedding_length": 3072, "phi3.attention.head_count": 32}, "off"),
+        ({"phi3.embedding_length": 4096, "phi3.attention.head_count": 32}, "auto"),
+        ({"phi3.embedding_length": 3072, "phi3.attention.head_count": [32, 16]}, "auto"),
+        ({"phi3.embedding_length": 3072, "phi3.attention.head_count": 0}, "auto"),
+        ({}, "auto"),
+    ):
+        values = {"general.architecture": "phi3", **metadata}
+        assert settle_attention(EngineParams(), values, AVX512, "cpu").flash_attention == expected
+
+
+@pytest.fixture(scope="module")
+def wide_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = ModelShape(n_embd=192, n_head=2, n_head_kv=2, n_layer=2)
+    return write_model(tmp_path_factory.mktemp("attention") / "wide.gguf", shape, tokenizer=True)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("on", True), ("off", False)])
+def test_a_load_says_what_it_came_to(wide_heads: Path, asked: Any, expected: bool) -> None:
+    with LLM.load(wide_heads, device="cpu", tuned=False, flash_attention=asked) as llm:
+        assert llm.placement is not None
+        assert llm.placement.flash_attention is expected
+
+
+def test_by_default_the_load_decides_by_shape_and_build(wide_heads: Path, tiny_model: Path) -> None:
+    has_avx512 = "AVX512 = 1" in library_versions()["system_info"]
+    for path, expected in ((wide_heads, not has_avx512), (tiny_model, True)):
+        with LLM.load(path, device="cpu", tuned=False) as llm:
+            assert llm.placement is not None
+            assert llm.placement.flash_attention is expected
+
+
+@pytest.mark.parametrize(("flash_attention", "share"), [(True, 1.0), (False, 0.5)])
+def test_where_idle_cells_cost_fewer_are_kept(flash_attention: bool, share: float) -> None:
+    backend = FakeBackend(n_slots=8, n_ctx=256)
+    backend.placement = read_placement(
+        [], "cpu", "", 1, n_threads=(1, 1), flash_attention="on" if flash_attention else "off"
+    )
+    engine = Engine(backend)
+    kept = 0
+    for n in range(8):
+        run(engine, Request(engine, [n] * 60, max_tokens=1))
+        kept = max(kept, engine.kv_cache.n_idle_cells)
+    engine.close()
+    assert share * 256 - 60 < kept <= share * 256
