@@ -20,6 +20,9 @@ Rows = NDArray[np.float32]
 n_outputs hold nothing: a backend may hand out the same array for every batch.
 """
 
+Bytes = bytes | memoryview
+"""A state of a slot may have gigabytes: each copy less is a second."""
+
 
 class Batch:
     """
@@ -177,10 +180,10 @@ class Backend(Protocol):
     def copy(self, source: int, target: int, length: int) -> bool:
         """Give the empty `target` the first `length` positions of `source`. False: it cannot."""
 
-    def save(self, slot: int) -> bytes:
+    def save(self, slot: int) -> Bytes:
         """Return the state of a slot."""
 
-    def load(self, slot: int, state: bytes) -> None:
+    def load(self, slot: int, state: Bytes) -> None:
         """
         Restore what `save` returned into an empty slot.
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from gguf_engine.backend.base import (
     Batch,
+    Bytes,
     ForwardAbortedError,
     OutOfCellsError,
     Placement,
@@ -133,11 +134,11 @@ class FakeBackend:
         self._check_open()
         return json.dumps([cell[1:] for cell in self._cells[slot]]).encode()
 
-    def load(self, slot: int, state: bytes) -> None:
+    def load(self, slot: int, state: Bytes) -> None:
         """Restore what `save` returned."""
         self._check_open()
         assert not self._cells[slot], "load into a slot that is not empty"
-        for position, token_id in json.loads(state):
+        for position, token_id in json.loads(bytes(state)):
             self._cells[slot].append((self._next_cell, position, token_id))
             self._next_cell += 1
 

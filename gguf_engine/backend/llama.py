@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gguf_engine.backend._native import ffi, lib
-from gguf_engine.backend.base import Batch, ForwardAbortedError, OutOfCellsError, Placement, Rows
+from gguf_engine.backend.base import Batch, Bytes, ForwardAbortedError, OutOfCellsError, Placement, Rows
 from gguf_engine.backend.devices import Device, DeviceChoice, choose_for, device_handle, read_devices
 from gguf_engine.backend.llama_embedder import LlamaEmbedder
 from gguf_engine.backend.log import LogTail, read_placement
@@ -361,19 +361,19 @@ class LlamaBackend:
         _llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return True
 
-    def save(self, slot: int) -> bytes:
+    def save(self, slot: int) -> memoryview:
         """See Backend.save."""
         self._check_open()
         size = int(_llama.llama_state_seq_get_size(self._context, slot))
         buffer = np.empty(size, np.uint8)  # not zeroed first: it may be hundreds of megabytes
         pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         written = _llama.llama_state_seq_get_data(self._context, pointer, size, slot)
-        return buffer[:written].tobytes()
+        return buffer.data[:written]
 
-    def load(self, slot: int, state: bytes) -> None:
+    def load(self, slot: int, state: Bytes) -> None:
         """See Backend.load."""
         self._check_open()
-        pointer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))  # read, not written
+        pointer = np.frombuffer(state, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         if not _llama.llama_state_seq_set_data(self._context, pointer, len(state), slot):
             raise BackendError(0, f"a state of {len(state)} bytes does not fit this model")
 

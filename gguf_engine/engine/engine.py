@@ -20,7 +20,7 @@ from gguf_engine.backend.base import (
 from gguf_engine.engine.embedding import Embeddings
 from gguf_engine.engine.kv_cache import KVCache
 from gguf_engine.engine.prefix_store import PrefixCache, PrefixStore
-from gguf_engine.engine.presets import PRESETS, PrefillPace, Preset
+from gguf_engine.engine.presets import IDLE_PASSES, PRESETS, PrefillPace
 from gguf_engine.engine.scheduler import Chunk, Scheduler
 from gguf_engine.engine.sequence import RequestFaultError, Sequence
 from gguf_engine.engine.speculative import DraftMaker, Speculation, make_mask
@@ -118,7 +118,7 @@ class Engine:
         assert backend.n_slots <= backend.n_batch
         self.backend = backend
         chosen = PRESETS[preset]
-        self.kv_cache = KVCache(backend, int(_idle_share(chosen, backend) * backend.n_cells))
+        self.kv_cache = KVCache(backend, int(chosen.idle_share * backend.n_cells), _idle_passes(backend))
         self.speculation = speculation or Speculation(backend.n_vocab)
         self.scheduler = Scheduler(
             self.kv_cache,
@@ -298,6 +298,7 @@ class Engine:
                 chunk.sequence.n_prefilled += len(chunk.token_ids)
             if self._prefixes is not None and chunk.sequence.n_keep:
                 self._prefixes.keep(chunk.sequence, chunk.slot, self.kv_cache)
+        self.kv_cache.age()
         samples = self.sampler.sample(rows, requests) if requests else []
         n_taken = 0
         for chunk in chunks:
@@ -360,10 +361,10 @@ class Engine:
         self.backend.close()
 
 
-def _idle_share(preset: Preset, backend: Backend) -> float:
-    """Return the share of cells to keep for later requests: less of it where they slow down the others."""
+def _idle_passes(backend: Backend) -> int | None:
+    """Return for how many passes to keep what nobody asks for; None where it costs the others nothing."""
     placement = backend.placement
-    return preset.idle_share if placement is None or placement.flash_attention else preset.idle_share / 2
+    return None if placement is None or placement.flash_attention else IDLE_PASSES
 
 
 def _sample_requests(chunk: Chunk, n_vocab: int) -> list[SampleRequest]:

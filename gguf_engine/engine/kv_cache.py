@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 
-from gguf_engine.backend.base import Backend
+from gguf_engine.backend.base import Backend, Bytes
 from gguf_engine.engine.prefix_tree import BLOCK, PrefixTree
 
 # What is evicted at once: each eviction costs llama.cpp a walk over all cells.
@@ -29,10 +29,15 @@ class KVCache:
         max_idle_cells: Most cells that idle slots alone may use, but for the one used last; None for as
             many as there are. Those unused for longest are freed, from the end: beginnings are what
             requests share.
+        max_idle_passes: Passes after which an idle slot that nobody has used is emptied; None for never.
     """
 
-    def __init__(self, backend: Backend, max_idle_cells: int | None = None) -> None:
+    def __init__(
+        self, backend: Backend, max_idle_cells: int | None = None, max_idle_passes: int | None = None
+    ) -> None:
         self._backend = backend
+        self._max_idle_passes = max_idle_passes
+        self._n_passes = 0
         self._max_idle_cells = backend.n_cells if max_idle_cells is None else max_idle_cells
         self._held = [array("i") for _ in range(backend.n_slots)]
         self._cells: list[list[int]] = [[] for _ in range(backend.n_slots)]
@@ -41,9 +46,9 @@ class KVCache:
         self._n_users: dict[int, int] = {}
         self._n_live_users: dict[int, int] = {}
         self._next_cell = 0
-        # Dicts as ordered sets: the first idle slot is the one unused for longest.
-        self._empty: dict[int, None] = dict.fromkeys(range(backend.n_slots))
-        self._idle: dict[int, None] = {}
+        self._empty: dict[int, None] = dict.fromkeys(range(backend.n_slots))  # an ordered set
+        # slot -> passes before it was used last; the first one is unused for longest
+        self._idle: dict[int, int] = {}
         self.can_share = True
         """False once the backend has refused to copy a part of a slot, as recurrent models do."""
 
@@ -156,7 +161,7 @@ class KVCache:
             return 0
         if source in self._idle:  # used just now
             del self._idle[source]
-            self._idle[source] = None
+            self._idle[source] = self._n_passes
         self._held[slot] = self._held[source][:n_shared]
         self._cells[slot] = cells = self._cells[source][:n_shared]
         self._tree.extend(slot, self._held[slot])
@@ -208,10 +213,21 @@ class KVCache:
         """End a request: its slot becomes idle, its ids stay for others to share."""
         if self._held[slot]:
             _decrease(self._n_live_users, self._cells[slot])
-            self._idle[slot] = None
+            self._idle[slot] = self._n_passes
         else:
             self._empty[slot] = None
         self._shrink()
+
+    def age(self) -> None:
+        """Note that a pass was computed: free what nobody has used for long, if that was asked for."""
+        self._n_passes += 1
+        if self._max_idle_passes is None:
+            return
+        while self._idle:
+            slot, used_at = next(iter(self._idle.items()))
+            if self._n_passes - used_at <= self._max_idle_passes:
+                return
+            self._clear(slot)
 
     def drop(self, slot: int) -> None:
         """Empty a slot, live or idle."""
@@ -247,11 +263,11 @@ class KVCache:
         """Whether `make_room` would succeed."""
         return self._backend.n_cells - len(self._n_live_users) >= n_cells
 
-    def save(self, slot: int) -> bytes:
+    def save(self, slot: int) -> Bytes:
         """Return the backend's state of a slot; it stands for the ids the slot holds."""
         return self._backend.save(slot)
 
-    def load(self, token_ids: array[int], state: bytes) -> int | None:
+    def load(self, token_ids: array[int], state: Bytes) -> int | None:
         """
         Put what `save` returned into a slot, which is idle then: the next request may share its ids.
 

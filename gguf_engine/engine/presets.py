@@ -18,6 +18,9 @@ MIN_CHUNK = 16
 TILE = 64
 FIRST_CHUNK = TILE  # before anything was measured
 _N_SAMPLES = 5
+# Without flash attention every used cell costs every pass, some 45 us of Phi-3-mini's where computing it
+# again costs 16 ms: after so many passes keeping it has cost as much.
+IDLE_PASSES = 350
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,7 @@ class Preset:
     Attributes:
         pass_s: How long a forward pass that continues answers may take because of the prompts in it;
             None for no limit but n_batch.
-        idle_share: Share of all KV cells that ended requests may keep for later ones; half of it without
-            flash attention, where each of them costs every pass.
+        idle_share: Share of all KV cells that ended requests may keep for later ones.
     """
 
     pass_s: float | None

@@ -30,9 +30,13 @@ from array import array
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from gguf_engine.backend.base import Bytes
 from gguf_engine.engine.kv_cache import KVCache
 from gguf_engine.errors import StateError
 
@@ -76,7 +80,7 @@ class State(NamedTuple):
     """
 
     token_ids: array[int]
-    data: bytes
+    data: Bytes
 
 
 def save_slot(kv_cache: KVCache, slot: int, origin: StateOrigin) -> bytes:
@@ -84,7 +88,7 @@ def save_slot(kv_cache: KVCache, slot: int, origin: StateOrigin) -> bytes:
     return pack_state(State(kv_cache.held(slot), kv_cache.save(slot)), origin)
 
 
-def load_slot(kv_cache: KVCache, packed: bytes, origin: StateOrigin) -> int | None:
+def load_slot(kv_cache: KVCache, packed: Bytes, origin: StateOrigin) -> int | None:
     """
     Restore a packed state into an idle slot, for the next request that begins with its ids to share.
 
@@ -142,12 +146,12 @@ def pack_state(state: State, origin: StateOrigin) -> bytes:
     return b"".join((front, digest.digest(), *body))
 
 
-def unpack_state(packed: bytes, origin: StateOrigin, name: str = "state") -> State:
+def unpack_state(packed: Bytes, origin: StateOrigin, name: str = "state") -> State:
     """
     Return what was packed, once every byte of it is known to be as it was.
 
     Args:
-        packed: What `pack_state` returned.
+        packed: What `pack_state` returned; the state's data is a part of it, not a copy.
         origin: Of the engine that is to restore it.
         name: What to call it in an error.
 
@@ -165,13 +169,14 @@ def unpack_state(packed: bytes, origin: StateOrigin, name: str = "state") -> Sta
     _compare(bytes(body[:n_header]), origin, name)
     at_state = n_header + 4 * n_ids
     token_ids = array("i", bytes(body[n_header:at_state]))
-    return State(_little_endian(token_ids), bytes(body[at_state:]))
+    return State(_little_endian(token_ids), body[at_state:])
 
 
-def _read_prefix(packed: bytes, n_bytes: int, name: str) -> tuple[int, int, int]:
+def _read_prefix(packed: Bytes, n_bytes: int, name: str) -> tuple[int, int, int]:
     """Return n_header, n_ids and n_state of a state that has `n_bytes` in all."""
     if packed[: len(MAGIC)] != MAGIC[: len(packed)]:
-        raise StateError("not_a_state", name, f"it begins with {packed[: len(MAGIC)]!r}, not {MAGIC!r}")
+        begin = bytes(packed[: len(MAGIC)])
+        raise StateError("not_a_state", name, f"it begins with {begin!r}, not {MAGIC!r}")
     if len(packed) < _PREFIX.size:
         raise StateError("truncated", name, f"it has {n_bytes} bytes, fewer than its first fields", _AGAIN)
     _, version, n_header, n_ids, n_state, _ = _PREFIX.unpack_from(packed)
@@ -256,7 +261,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """
     Open a file to read; nothing that would wait, as a FIFO does for a writer.
 
@@ -271,7 +276,7 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_state(path: Path, *, offset: int = 0, max_bytes: int = MAX_STATE_BYTES) -> bytes:
+def read_state(path: Path, *, offset: int = 0, max_bytes: int = MAX_STATE_BYTES) -> memoryview:
     """
     Return the packed state in a file; what it says of its sizes is checked before it is read.
 
@@ -293,6 +298,8 @@ def read_state(path: Path, *, offset: int = 0, max_bytes: int = MAX_STATE_BYTES)
         if n_bytes > max_bytes:
             what = f"it has {n_bytes} bytes, at most {max_bytes} can belong to this engine"
             raise StateError("corrupt", name, what, _AGAIN)
-        packed = prefix + file.read(n_bytes - len(prefix))
+        buffer = np.empty(n_bytes, np.uint8)  # in large pages, where there are some: half the time
+        file.seek(offset)
+        packed = buffer.data[: file.readinto(buffer.data)]
     _read_prefix(packed, len(packed), name)
     return packed
