@@ -6,7 +6,7 @@ the weights, prompts begin alike and are computed once, encoding passes beside c
 each token pays the whole way through Python.
 
     python benchmarks/batch.py [--model haiku|FILE] [--threads N] [--prompts N] [--parts N] [--tokens N]
-                               [--slots N] [--record]
+                               [--slots N] [--engines N] [--record]
 
 Both get the same prompts through the model's chat template, the same options of sampling and the same
 number of threads, and end where the model ends. The prompts are cut in parts, and the two take turns: ours
@@ -46,13 +46,24 @@ def ours(folder: Path, prompts: list[str], args: argparse.Namespace) -> dict[str
     """Run the command line over these prompts; return its record, with the seconds of the whole process."""
     write_csv(folder / "in.csv", prompts)
     options = ["--max-tokens", str(args.tokens), "--min-p", "0.1", "--seed", "1"]
+    n_threads = str(
+        max(1, args.threads // args.engines)
+    )  # of each engine; all together have as many as theirs
     begun_at = time.perf_counter()
     subprocess.run(
         [
             *(PROGRAM, "batch", "--model", args.model, "--column", "prompt"),
             *("--input", str(folder / "in.csv"), "--output", str(folder / "out.jsonl"), "--no-resume"),
             *("--record", str(folder / "record.json"), "--no-tuned", "--n-slots", str(args.slots)),
-            *("--n-threads", str(args.threads), "--n-threads-batch", str(args.threads), *options),
+            *(
+                "--engines",
+                str(args.engines),
+                "--n-threads",
+                n_threads,
+                "--n-threads-batch",
+                n_threads,
+                *options,
+            ),
         ],
         check=True,
         stderr=subprocess.DEVNULL,
@@ -102,7 +113,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=10_000)
     parser.add_argument("--parts", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--engines", type=int, default=1)
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     path = resolve_model(args.model).weights
@@ -131,7 +143,10 @@ def main() -> None:
     say(f"theirs, all  {theirs_total:9.3f} s, {theirs_total / whole['process_s']:.2f} times ours")
     found = {
         "model": path.name,
-        **{name: getattr(args, name) for name in ("threads", "prompts", "parts", "tokens", "slots")},
+        **{
+            name: getattr(args, name)
+            for name in ("threads", "engines", "prompts", "parts", "tokens", "slots")
+        },
         **{name: quartiles(values) for name, values in rows.items() if len(values) > 1},
         "n_completion": tokens,
         "whole": whole,

@@ -271,6 +271,9 @@ class LlamaBackend:
         widest = MAX_N_UBATCH_ON_CPU if choice.device.kind == "cpu" else params.n_batch
         context_params.n_ubatch = params.n_ubatch or min(params.n_batch, widest)
         context_params.n_seq_max = self.n_slots
+        # One cache for all slots: a prefix is shared without a copy, and a long request may use what short
+        # ones leave. A part for each slot would spare attention the others' cells, and need n_slots times
+        # as many: 8 slots of 512 gained 4 % with Phi-3-mini's shape, 16 of 256 a third with haiku's.
         context_params.kv_unified = True
         context_params.n_threads, context_params.n_threads_batch = self._n_threads
         context_params.type_k = context_params.type_v = _GGML_TYPES[params.kv_cache_type]

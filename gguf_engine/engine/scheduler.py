@@ -194,8 +194,10 @@ class Scheduler:
         fit is not. Returns those that can compute now, with their slots.
         """
         admitted: list[tuple[Sequence, int]] = []
+        # Hundreds may wait: they are not looked at where all slots are taken.
+        waiting = self.waiting if self._kv.has_room_for_request else []
         pending = n_drafts + sum(self._n_pending(sequence) for sequence in self.running)
-        for sequence in [each for each in self.waiting if not each.is_restoring]:
+        for sequence in [each for each in waiting if not each.is_restoring]:
             if not self._kv.has_room_for_request or not self._kv.can_make_room(pending + 1):
                 break
             ids = sequence.ids(0, sequence.n_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -81,6 +82,28 @@ def test_a_row_that_is_no_csv_is_a_fault_and_the_next_one_is_read() -> None:
 def test_a_column_that_is_not_there_once_is_refused(data: bytes) -> None:
     with pytest.raises(OptionError, match="column is 'text'; allowed: one that the first row names once"):
         list(read_csv(io.BytesIO(data), "text"))
+
+
+def test_several_engines_take_the_lines_in_turn_and_the_order_stays() -> None:
+    tokenizer = from_json(spm_json())
+    values = [{"id": f"n{n}", "input": f"number {n}"} for n in range(40)]
+    backends: list[FakeBackend] = []
+
+    def make() -> FakeBackend:
+        # One is slow: the order of the answers is that of the lines all the same.
+        backends.append(FakeBackend(n_vocab=tokenizer.n_vocab, n_slots=2, forward_s=0.002 * len(backends)))
+        return backends[-1]
+
+    template = ChatTemplate.for_tokenizer(PHI3_TEMPLATE, tokenizer)
+    with contextlib.ExitStack() as stack:
+        llms = [stack.enter_context(LLM(make, tokenizer, template=template)) for _ in range(3)]
+        alone = [answer.data for answer in run_batch(llms[0], jsonl(*values), GREEDY)]
+        n_before = [backend.n_tokens for backend in backends]
+        shared = [answer.data for answer in run_batch(llms, jsonl(*values), GREEDY)]
+        assert [data["id"] for data in shared] == [value["id"] for value in values]
+        assert [data["text"] for data in shared] == [data["text"] for data in alone]
+        done = [backend.n_tokens - n for backend, n in zip(backends, n_before, strict=True)]
+        assert all(done)
 
 
 def test_answers_come_in_order_and_are_those_of_single_requests(llm: LLM) -> None:

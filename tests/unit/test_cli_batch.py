@@ -83,6 +83,21 @@ def test_files_and_the_record(tmp_path: Path) -> None:
     assert record["peak_memory_bytes"] > 10**6
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [((), (None, None)), (("--n-threads", "3"), (3, None)), (("--n-threads-batch", "5"), (2, 5))],
+)
+def test_engines_share_the_processors_unless_told_otherwise(
+    typed: tuple[str, ...], expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gguf_engine.backend.processors.usable_processors", lambda: 8)
+    model = FakeModel()
+    n_engines = "4" if typed else "1"
+    code, out, _ = run_cli(*ARGS, "--engines", n_engines, *typed, stdin=jsonl(*PROMPTS), model=model)
+    assert (code, len(out.splitlines())) == (0, 4)
+    assert (model.asked["n_threads"], model.asked["n_threads_batch"]) == expected
+
+
 def test_a_finished_output_is_left_and_the_model_not_loaded(tmp_path: Path) -> None:
     run_files(tmp_path)
     before = (tmp_path / "out.jsonl").read_bytes()
@@ -133,6 +148,7 @@ def test_tasks() -> None:
         (("--task", "score", "--column", "text"), 2, "use JSONL"),
         (("--column", "text"), 2, "--column is 'text'; allowed"),
         (("--window", "0"), 2, "--window is 0"),
+        (("--engines", "0"), 2, "--engines is 0; allowed: an integer in 1..64"),
         (("--window", "x"), 2, "--window is 'x'; allowed: an integer in 1..65536"),
         (("--raw", "--system", "x"), 2, "drop raw or system"),
         (("--input", "missing.jsonl"), 2, "--input is 'missing.jsonl'; allowed: a file of JSONL or CSV"),

@@ -273,7 +273,9 @@ def test_beginnings_are_cut_out_again_and_again_and_every_slot_is_given_back() -
         state = take_prefix(engine.kv_cache, array("i", prompt[:length]))
         assert state is not None
         assert list(state.token_ids) == prompt[:length]
-        assert json.loads(bytes(state.data)) == [[at, token_id] for at, token_id in enumerate(prompt[:length])]
+        assert json.loads(bytes(state.data)) == [
+            [at, token_id] for at, token_id in enumerate(prompt[:length])
+        ]
     engine.close()
 
 
