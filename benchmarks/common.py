@@ -9,6 +9,7 @@ import platform
 import statistics
 import sys
 import sysconfig
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -84,9 +85,14 @@ class BareLoop:
     One row a sequence, all sequences in step; the chain has the options and the order of our defaults:
     repeat penalty 1.2 over the last 64 ids, temperature 1, min-p 0.1 (without which a model that is kept
     going past its end babbles bytes), draw.
+
+    Args:
+        attention: "ours" is what the engine would choose here, "llama.cpp" what llama.cpp does.
     """
 
-    def __init__(self, path: Path, *, n_ctx: int, n_slots: int, n_threads: int) -> None:
+    def __init__(
+        self, path: Path, *, n_ctx: int, n_slots: int, n_threads: int, attention: str = "ours"
+    ) -> None:
         # The engine's own module, so that both run on one library under one OpenMP setting.
         from gguf_engine.backend.llama import _llama as llama_cpp
 
@@ -99,19 +105,43 @@ class BareLoop:
         context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, 512, 512
         context.n_seq_max, context.kv_unified, context.no_perf = n_slots, True, True
         context.n_threads = context.n_threads_batch = n_threads
-        context.flash_attn_type = int(_has_flash_attention(path, n_ctx))  # as the engine does by default
+        context.flash_attn_type = int(_has_flash_attention(path, n_ctx)) if attention == "ours" else -1
         self.context = lib.llama_init_from_model(self.model, context)
         self.memory = lib.llama_get_memory(self.context)
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.n_vocab = lib.llama_vocab_n_tokens(self.vocab)
         self.batch = lib.llama_batch_init(512, 0, 1)
+        self._long: Sequence[int] = ()
 
     def run(self, prompts: Sequence[Sequence[int]], n_tokens: int, seed: int) -> int:
         """Give each prompt `n_tokens` more; return the bytes of text made."""
+        self.lib.llama_memory_clear(self.memory, False)
+        self._long = ()
+        return self._decode(prompts, self._prefill(prompts), n_tokens, seed)
+
+    def go_on(self, prompt: Sequence[int], n_tokens: int, seed: int) -> float:
+        """Decode after a long prompt, which is computed the first time; return tokens/s after the first."""
+        if self._long != prompt:
+            self.lib.llama_memory_clear(self.memory, False)
+            for at in range(0, len(prompt) - 1, 512):
+                self._put_run(prompt[at : min(at + 512, len(prompt) - 1)], at)
+            self._long = prompt
+        self.lib.llama_memory_seq_rm(self.memory, 0, len(prompt) - 1, -1)
+        self._put_run(prompt[-1:], len(prompt) - 1)
+        begin = time.perf_counter()
+        self._decode([prompt], [0], n_tokens, seed)
+        return (n_tokens - 1) / (time.perf_counter() - begin)
+
+    def _put_run(self, token_ids: Sequence[int], start: int) -> None:
+        for at, token in enumerate(token_ids):
+            self._put(at, 0, start + at, token, at == len(token_ids) - 1)
+        self.batch.n_tokens = len(token_ids)
+        if self.lib.llama_decode(self.context, self.batch) != 0:
+            raise RuntimeError("llama_decode failed")
+
+    def _decode(self, prompts: Sequence[Sequence[int]], rows: list[int], n_tokens: int, seed: int) -> int:
         lib, batch = self.lib, self.batch
-        lib.llama_memory_clear(self.memory, False)
         chains = [self._chain(seed + i) for i in range(len(prompts))]
-        rows = self._prefill(prompts)
         piece = ctypes.create_string_buffer(64)
         n_bytes = 0
         for step in range(n_tokens):

@@ -8,13 +8,15 @@ speed. `LLM` and the bare loop run on one library, one file and as many threads;
 defaults for everything else.
 
     python benchmarks/decode.py [--model phi3.gguf] [--threads N] [--tokens N] [--rounds N] [--record]
+    python benchmarks/decode.py --depth N [--model phi3.gguf] [--threads N] [--tokens N] [--record]
     python benchmarks/decode.py --stages [--model haiku] [--tokens N] [--record]
 
 The engines take turns within each round, so that a busy machine slows all of them; figures are medians.
-No prompt comes twice, or a kept prefix would be reused. With --stages one stream is decoded with a clock
-around each stage of the engine's step; each stage's mean is given, less what the clocks cost. The table
-goes to stderr; the last line of stdout is one JSON object. The Phi-3 shape: `python tools/make_gguf.py
---shape phi3-mini FILE`.
+No prompt comes twice, or a kept prefix would be reused; but with --depth, where decode alone is measured
+after a prompt of so many tokens, and the bare loop has llama.cpp's own choice of attention. With --stages
+one stream is decoded with a clock around each stage of the engine's step; each stage's mean is given, less
+what the clocks cost. The table goes to stderr; the last line of stdout is one JSON object. The Phi-3 shape:
+`python tools/make_gguf.py --shape phi3-mini FILE`.
 """
 
 from __future__ import annotations
@@ -77,21 +79,25 @@ class Memory:
 class Engines:
     """One file in three engines."""
 
-    def __init__(self, path: Path, n_threads: int, n_prefill: int) -> None:
+    def __init__(self, path: Path, n_threads: int, n_prefill: int, depth: int = 0) -> None:
         from llama_cpp import Llama
 
         self.n_prefill = n_prefill
-        self.llm = LLM.load(path, device="cpu", n_ctx=N_CTX, n_slots=1, n_threads=n_threads, tuned=False)
-        self.bare = BareLoop(path, n_ctx=N_CTX, n_slots=1, n_threads=n_threads)
+        self.deep = self.prompt(depth) if depth else []
+        n_ctx = max(N_CTX, depth + 512)
+        self.llm = LLM.load(path, device="cpu", n_ctx=n_ctx, n_slots=1, n_threads=n_threads, tuned=False)
+        attention = "llama.cpp" if depth else "ours"
+        self.bare = BareLoop(path, n_ctx=n_ctx, n_slots=1, n_threads=n_threads, attention=attention)
         self.peer = Llama(
             str(path),
-            n_ctx=N_CTX,
+            n_ctx=n_ctx,
             n_threads=n_threads,
             n_threads_batch=n_threads,
             n_gpu_layers=0,
             verbose=False,
         )
-        self.n_fresh = 0
+
+    n_fresh = 0
 
     def prompt(self, n_tokens: int) -> list[int]:
         """Return a prompt that was not used before: its first id is new."""
@@ -100,13 +106,16 @@ class Engines:
 
     def llm_decode(self, n_tokens: int) -> float:
         """Read `LLM.stream`; return tokens/s after the first."""
-        stream = self.llm.stream(self.prompt(8), max_tokens=n_tokens, ignore_eos=True, min_p=0.1, seed=1)
+        prompt = self.deep or self.prompt(8)
+        stream = self.llm.stream(prompt, max_tokens=n_tokens, ignore_eos=True, min_p=0.1, seed=1)
         times = [time.perf_counter() for _ in stream]
         assert len(times) == n_tokens
         return (n_tokens - 1) / (times[-1] - times[0])
 
     def bare_decode(self, n_tokens: int) -> float:
         """Run the bare loop; the seconds of its prompt are taken off, measured right before."""
+        if self.deep:
+            return self.bare.go_on(self.deep, n_tokens, 1)
         prompt = self.prompt(8)
         begin = time.perf_counter()
         self.bare.run([prompt], 1, 1)
@@ -118,7 +127,8 @@ class Engines:
         """Read `Llama.create_completion(stream=True)`; return tokens/s after the first."""
         never = {str(token_id): -1e9 for token_id in self.llm.end_ids}
         chunks = self.peer.create_completion(
-            self.prompt(8), max_tokens=n_tokens, temperature=1.0, top_p=1.0, top_k=0, min_p=0.1,
+            self.deep or self.prompt(8),
+            max_tokens=n_tokens, temperature=1.0, top_p=1.0, top_k=0, min_p=0.1,
             repeat_penalty=1.2, seed=1, stream=True, logit_bias=never,
         )  # fmt: skip
         times = [time.perf_counter() for _ in chunks]
@@ -193,6 +203,24 @@ def compare(path: Path, n_threads: int, n_tokens: int, n_prefill: int, n_rounds:
     results["weight_bytes_a_token"] = weights_read(path)
     results["decode_gb_per_s"] = middle["decode_gguf_engine"] * weights_read(path) / 1e9
     return results
+
+
+def at_depth(path: Path, n_threads: int, n_tokens: int, depth: int, n_rounds: int) -> dict[str, Any]:
+    """Return tokens/s of each engine's decode after a long prompt."""
+    engines = Engines(path, n_threads, 1, depth)
+    methods = {
+        "gguf_engine": engines.llm_decode,
+        "bare": engines.bare_decode,
+        "llama_cpp.Llama": engines.peer_decode,
+    }
+    figures: dict[str, list[float]] = {name: [] for name in methods}
+    for round_ in range(n_rounds + 1):
+        for name, method in methods.items():
+            figure = method(n_tokens)
+            if round_:  # the first round computes the prompt
+                figures[name].append(figure)
+    engines.close()
+    return {"depth": depth, **{name: quartiles(values) for name, values in figures.items()}}
 
 
 class Clocks:
@@ -303,6 +331,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--depth", type=int, default=0, help="tokens of a prompt before what is decoded")
     parser.add_argument("--stages", action="store_true")
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
@@ -315,6 +344,13 @@ def main() -> None:
         for stage, us in results["us_a_token"].items():
             say(f"{stage:20}{us:10.1f} us")
         finish("stages", {**facts, **results}, args.record)
+        return
+    if args.depth:
+        deep = at_depth(path, args.threads, args.tokens, args.depth, args.rounds)
+        for name in ("gguf_engine", "bare", "llama_cpp.Llama"):
+            say(f"{name:20}{deep[name]['median']:10.2f} tokens/s after {args.depth}")
+        deep["n_threads"] = args.threads
+        finish("decode", {"model": path.stem, "at_depth": deep}, args.record)
         return
     results = compare(path, args.threads, args.tokens, args.prefill, args.rounds)
     for name, row in results.items():

@@ -213,7 +213,8 @@ class Session:
         Return a session that goes on from here by itself, with the same options.
 
         Nothing is computed again: the first answer of either finds what both have in common in the KV
-        cache (`usage.n_cached`). While an answer is being made, it is the one without that turn.
+        cache (`usage.n_cached`), unless others have needed its room meanwhile. While an answer is being
+        made, it is the one without that turn.
         """
         other = Session(self.llm, system=self.system, on_full=self.on_full, params=self.params)
         other._turns, other._n_dropped = self._turns[:], self._n_dropped

@@ -386,9 +386,11 @@ class _Bench:
 
     def decode(self) -> float:
         """Return tokens/s of one row at a time: the mean, for a neighbour slows few passes by much."""
-        self.backend.truncate(0, self._n_held)
+        if not self.backend.truncate(0, self._n_held):  # a recurrent model forgets all or nothing
+            self.prefill(self._n_held)
         seconds, n_passes = 0.0, 0
-        while n_passes < self.n_most and (seconds < DECODE_S or n_passes < DECODE_PASSES):
+        n_most = min(self.n_most, self.backend.n_ctx - self._n_held)
+        while n_passes < n_most and (seconds < DECODE_S or n_passes < DECODE_PASSES):
             seconds += self._pass(self._n_held + n_passes, 1)
             n_passes += 1
         return n_passes / seconds

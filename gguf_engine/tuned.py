@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gguf_engine.backend.attention import may_be_off
 from gguf_engine.errors import OptionError
 from gguf_engine.params import EngineParams
 
@@ -143,7 +144,7 @@ def apply(choice: Mapping[str, Any], params: EngineParams) -> tuple[EngineParams
         if name == "n_ubatch":
             is_open = is_open and value < params.n_batch
         if name == "flash_attention":
-            is_open = is_open and (value != "off" or params.kv_cache_type == "f16")
+            is_open = is_open and (value != "off" or may_be_off(params))
         if is_open:
             used[name] = value
     fixed = {name: value for name, value in used.items() if not _adapts(name, params)}

@@ -80,12 +80,35 @@ def _decode() -> list[str]:
         )
         for model, row in found.items()
     ]
+    deep = [
+        (
+            f"{model}, {_threads(row['at_depth'])}",
+            f"{row['at_depth']['depth']:,}",
+            *(
+                f"{row['at_depth'][name]['median']:,.1f}"
+                for name in ("gguf_engine", "bare", "llama_cpp.Llama")
+            ),
+            *(
+                f"{row['at_depth']['gguf_engine']['median'] / row['at_depth'][name]['median']:.2f}"
+                for name in ("bare", "llama_cpp.Llama")
+            ),
+        )
+        for model, row in found.items()
+        if "at_depth" in row
+    ]
     facts = next(iter(found.values()))
     engines = ("model", "`LLM`/s", "bare loop/s", "`Llama`/s", "of bare", "of `Llama`")
     caption = "One stream: tokens/s against a bare ctypes loop and `llama_cpp.Llama`"
     more = f"A prompt of {facts['n_prefill']} tokens: tokens/s, and against the same fed one at a time"
     return [
         *_table("decode", caption, (*engines, "GB/s of what plain reads give"), decode),
+        *_table(
+            "decode",
+            "One stream after a long prompt: tokens/s; the bare loop attends as llama.cpp chooses",
+            (engines[0], "after", *engines[1:]),
+            deep,
+            "--depth N",
+        ),
         *_table("decode", more, (*engines, "times one at a time"), prefill),
     ]
 
@@ -254,10 +277,12 @@ def _batch() -> list[str]:
         "`llama_cpp.Llama`, one at a time": found["theirs_total_s"],
     }
     rows = [(name, f"{seconds:,.2f}") for name, seconds in stages.items()]
+    threads = _threads({"n_threads": found["threads"]})
     caption = (
-        f"{found['prompts']:,} prompts from a CSV, haiku model, {_threads({'n_threads': found['threads']})}"
+        f"{found['prompts']:,} prompts from a CSV, haiku model, {threads} in {found['engines']} engines"
     )
-    return _table("batch", caption, ("stage", "seconds"), rows)
+    command = f"--threads {found['threads']} --engines {found['engines']}"
+    return _table("batch", caption, ("stage", "seconds"), rows, command)
 
 
 def _startup() -> list[str]:

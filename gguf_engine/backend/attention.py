@@ -23,7 +23,7 @@ def settle_attention(
     params: EngineParams, metadata: Mapping[str, Any], system_info: str, device_kind: str
 ) -> EngineParams:
     """
-    Return the options with `flash_attention="auto"` turned off where it is the slower one.
+    Return the options with `flash_attention="auto"` turned to "on" or "off"; on a GPU it stays llama.cpp's.
 
     ggml's flash attention on a CPU computes fewer than 64 rows cell by cell, in vectors of 64 numbers where
     it is built for AVX-512. A head of 80 or 96 numbers, as Phi-2's and Phi-3's, leaves some over, and those
@@ -36,13 +36,22 @@ def settle_attention(
         system_info: Processor features that llama.cpp uses, as it prints them.
         device_kind: Where the model will be loaded; "cpu" for a processor.
     """
-    head_size = _head_size(metadata)
-    n_cells = params.n_cells or params.n_ctx or MAX_CELLS_WITHOUT_FLASH
-    is_open = params.flash_attention == "auto" and params.kv_cache_type == "f16" and device_kind == "cpu"
-    if not is_open or n_cells > MAX_CELLS_WITHOUT_FLASH or "AVX512 = 1" not in system_info:
+    if params.flash_attention != "auto" or device_kind != "cpu":
         return params
-    leaves_some_over = head_size > F16_STEP_AVX512 and head_size % F16_STEP_AVX512 > 0
-    return replace(params, flash_attention="off") if leaves_some_over else params
+    head_size = _head_size(metadata)
+    # A model that looks ahead computes whole texts in one pass, and would hold scores for all of it.
+    looks_ahead = metadata.get(f"{metadata.get('general.architecture')}.attention.causal") is False
+    is_slow = (
+        "AVX512 = 1" in system_info and head_size > F16_STEP_AVX512 and head_size % F16_STEP_AVX512 > 0
+    )
+    is_off = is_slow and not looks_ahead and may_be_off(params)
+    return replace(params, flash_attention="off" if is_off else "on")
+
+
+def may_be_off(params: EngineParams) -> bool:
+    """Return whether flash attention can be left out: the scores have room, the cache is not quantized."""
+    n_cells = params.n_cells or params.n_ctx or MAX_CELLS_WITHOUT_FLASH
+    return params.kv_cache_type == "f16" and n_cells <= MAX_CELLS_WITHOUT_FLASH
 
 
 def _head_size(metadata: Mapping[str, Any]) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gguf_engine.batch.lines import Line, read_id, read_values
 from gguf_engine.batch.tasks import BatchOptions, Running, start
-from gguf_engine.errors import EngineClosedError, GGUFEngineError
+from gguf_engine.errors import EngineClosedError, GGUFEngineError, OptionError
 
 if TYPE_CHECKING:
     from gguf_engine.llm import LLM
@@ -92,11 +92,14 @@ def run_batch(
         like: requests that run are ended.
 
     Raises:
-        EngineClosedError: The engine was closed meanwhile.
+        OptionError: No model; before anything is read.
+        EngineClosedError: An engine was closed meanwhile.
         Exception: Whatever `lines` raises.
     """
     options = options or BatchOptions()
     llms = tuple(llm) if isinstance(llm, Sequence) else (llm,)
+    if not llms:
+        raise OptionError("llm", llms, "a model, or several")
     feeder = _Feeder(llms, lines, options, stats if stats is not None else BatchStats())
     return feeder.answers()
 

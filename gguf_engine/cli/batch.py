@@ -123,11 +123,11 @@ def batch(
 
 def _share(engine: EngineParams, n_engines: int) -> EngineParams:
     """Return how each of several engines is loaded: with its part of the processors, if nothing is said."""
-    if n_engines == 1 or engine.n_threads is not None:
+    if n_engines == 1:
         return engine
     from gguf_engine.backend.processors import usable_processors
 
-    part = max(1, usable_processors() // n_engines)
+    part = engine.n_threads or max(1, usable_processors() // n_engines)
     return replace(engine, n_threads=part, n_threads_batch=engine.n_threads_batch or part)
 
 

@@ -29,7 +29,8 @@ class KVCache:
         max_idle_cells: Most cells that idle slots alone may use, but for the one used last; None for as
             many as there are. Those unused for longest are freed, from the end: beginnings are what
             requests share.
-        max_idle_passes: Passes after which an idle slot that nobody has used is emptied; None for never.
+        max_idle_passes: Passes after which an idle slot that nobody has used makes way for the next
+            request; None for never.
     """
 
     def __init__(
@@ -121,6 +122,9 @@ class KVCache:
             The slot, now live, and how many ids it already holds.
         """
         n_shared, source = self.find(token_ids)
+        # Now, for llama.cpp attends to all cells up to the last one in use: freed earlier, under a request
+        # that runs, they would gain nothing.
+        self._let_go(keep=source)
         if source in self._idle and self._is_spare(source, n_shared):
             if self.truncate(source, n_shared):
                 del self._idle[source]
@@ -219,15 +223,15 @@ class KVCache:
         self._shrink()
 
     def age(self) -> None:
-        """Note that a pass was computed: free what nobody has used for long, if that was asked for."""
+        """Note that a pass was computed."""
         self._n_passes += 1
-        if self._max_idle_passes is None:
-            return
-        while self._idle:
-            slot, used_at = next(iter(self._idle.items()))
-            if self._n_passes - used_at <= self._max_idle_passes:
-                return
-            self._clear(slot)
+
+    def _let_go(self, keep: int | None) -> None:
+        """Empty the idle slots that nobody has used for too long, but `keep`."""
+        if self._max_idle_passes is not None:
+            oldest = self._n_passes - self._max_idle_passes
+            for slot in [slot for slot, used_at in self._idle.items() if used_at < oldest and slot != keep]:
+                self._clear(slot)
 
     def drop(self, slot: int) -> None:
         """Empty a slot, live or idle."""

@@ -18,8 +18,8 @@ MIN_CHUNK = 16
 TILE = 64
 FIRST_CHUNK = TILE  # before anything was measured
 _N_SAMPLES = 5
-# Without flash attention every used cell costs every pass, some 45 us of Phi-3-mini's where computing it
-# again costs 16 ms: after so many passes keeping it has cost as much.
+# Without flash attention every cell up to the last one in use costs every pass, some 45 us of Phi-3-mini's
+# where computing it again costs 16 ms: after so many passes keeping it has cost as much.
 IDLE_PASSES = 350
 
 

@@ -256,7 +256,6 @@ class EngineWorker:
         except OSError as error:
             raise StateError("file", path, f"it cannot be read: {error}") from error
         state = unpack_state(packed, origin, path)
-        del packed
         slot = self.call(lambda engine: engine.kv_cache.load(state.token_ids, state.data))
         return 0 if slot is None else len(state.token_ids)
 

@@ -29,35 +29,49 @@ def settled(head_size: Any, *, features: str = AVX512, device: str = "cpu", **op
 
 @pytest.mark.parametrize(
     ("head_size", "expected"),
-    [(32, "auto"), (64, "auto"), (80, "off"), (96, "off"), (128, "auto"), (160, "off"), (256, "auto")],
+    [
+        (32, "on"),
+        (64, "on"),
+        (80, "off"),
+        (96, "off"),
+        (128, "on"),
+        (160, "off"),
+        (256, "on"),
+        (None, "on"),
+    ],
 )
 def test_heads_that_leave_numbers_over_have_none(head_size: int, expected: str) -> None:
     assert settled(head_size) == expected
+    assert settled(head_size, features=AVX2) == "on"
+    assert settled(head_size, device="cuda") == "auto"
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"features": AVX2},
-        {"device": "cuda"},
         {"flash_attention": "on"},
         {"kv_cache_type": "q8_0"},
         {"n_cells": MAX_CELLS_WITHOUT_FLASH + 1},
         {"n_ctx": MAX_CELLS_WITHOUT_FLASH + 1},
     ],
 )
-def test_elsewhere_nothing_changes(options: dict[str, Any]) -> None:
-    assert settled(96, **options) == options.get("flash_attention", "auto")
-    assert settled(96, flash_attention="off", features=AVX2) == "off"
+def test_it_stays_where_it_is_asked_for_or_its_absence_would_cost_too_much(options: dict[str, Any]) -> None:
+    assert settled(96, **options) == "on"
+
+
+def test_what_the_user_says_stands() -> None:
+    assert settled(64, flash_attention="off") == "off"
+    assert settled(96, flash_attention="off", n_ctx=2 * MAX_CELLS_WITHOUT_FLASH) == "off"
 
 
 def test_the_size_is_read_from_what_the_file_says() -> None:
     for metadata, expected in (
         ({"phi3.embedding_length": 3072, "phi3.attention.head_count": 32}, "off"),
-        ({"phi3.embedding_length": 4096, "phi3.attention.head_count": 32}, "auto"),
-        ({"phi3.embedding_length": 3072, "phi3.attention.head_count": [32, 16]}, "auto"),
-        ({"phi3.embedding_length": 3072, "phi3.attention.head_count": 0}, "auto"),
-        ({}, "auto"),
+        ({"phi3.embedding_length": 4096, "phi3.attention.head_count": 32}, "on"),
+        ({"phi3.embedding_length": 3072, "phi3.attention.head_count": [32, 16]}, "on"),
+        ({"phi3.embedding_length": 3072, "phi3.attention.head_count": 0}, "on"),
+        ({"phi3.attention.key_length": 96, "phi3.attention.causal": False}, "on"),
+        ({}, "on"),
     ):
         values = {"general.architecture": "phi3", **metadata}
         assert settle_attention(EngineParams(), values, AVX512, "cpu").flash_attention == expected
@@ -84,16 +98,23 @@ def test_by_default_the_load_decides_by_shape_and_build(wide_heads: Path, tiny_m
             assert llm.placement.flash_attention is expected
 
 
-@pytest.mark.parametrize("flash_attention", ["on", "off"])
-def test_where_idle_cells_cost_they_are_kept_while_that_is_cheaper(flash_attention: Any) -> None:
-    backend = FakeBackend(n_slots=8, n_ctx=IDLE_PASSES + 100, n_cells=2 * IDLE_PASSES)
+@pytest.mark.parametrize(
+    ("flash_attention", "n_passes", "kept"),
+    [("on", 2 * IDLE_PASSES, True), ("off", IDLE_PASSES, True), ("off", IDLE_PASSES + 1, False)],
+)
+def test_where_idle_cells_cost_they_make_way_once_that_is_cheaper(
+    flash_attention: Any, n_passes: int, kept: bool
+) -> None:
+    backend = FakeBackend(n_slots=8, n_ctx=3 * IDLE_PASSES)
     backend.placement = read_placement([], "cpu", "", 1, n_threads=(1, 1), flash_attention=flash_attention)
     engine = Engine(backend)
     prompt = list(range(1, 60))
     run(engine, Request(engine, prompt, max_tokens=1))
-    for n_passes, kept in ((IDLE_PASSES, True), (IDLE_PASSES + 1, flash_attention == "on")):
-        run(engine, Request(engine, [70], max_tokens=n_passes))
-        again = Request(engine, prompt, max_tokens=1)
-        run(engine, again)
-        assert (again.sequence.n_cached > 0) is kept
+    run(engine, Request(engine, [70], max_tokens=n_passes))
+    n_used = engine.stats().n_cells_used
+    run(engine, Request(engine, [80], max_tokens=1))  # the next request: what is too old makes way for it
+    assert (engine.stats().n_cells_used > n_used) is kept
+    again = Request(engine, prompt, max_tokens=1)
+    run(engine, again)
+    assert (again.sequence.n_cached > 0) is kept
     engine.close()

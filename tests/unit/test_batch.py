@@ -102,6 +102,8 @@ def test_several_engines_take_the_lines_in_turn_and_the_order_stays() -> None:
         shared = [answer.data for answer in run_batch(llms, jsonl(*values), GREEDY)]
         assert [data["id"] for data in shared] == [value["id"] for value in values]
         assert [data["text"] for data in shared] == [data["text"] for data in alone]
+        with pytest.raises(OptionError, match="a model, or several"):
+            run_batch([], jsonl(*values))
         done = [backend.n_tokens - n for backend, n in zip(backends, n_before, strict=True)]
         assert all(done)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli_samples import FakeModel, Result, run_cli
 
-from gguf_engine import LLM, ModelNotFoundError
+from gguf_engine import LLM, EngineClosedError, ModelNotFoundError
 
 ARGS = ("batch", "--seed", "5", "-n", "8")
 PROMPTS = [{"id": n, "input": f"line {n}"} for n in range(4)]
@@ -85,17 +85,50 @@ def test_files_and_the_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "expected"),
-    [((), (None, None)), (("--n-threads", "3"), (3, None)), (("--n-threads-batch", "5"), (2, 5))],
+    [
+        ((), (None, None)),
+        (("--engines", "4"), (2, 2)),
+        (("--engines", "32"), (1, 1)),
+        (("--engines", "4", "--n-threads", "3"), (3, 3)),
+        (("--engines", "4", "--n-threads-batch", "5"), (2, 5)),
+    ],
 )
 def test_engines_share_the_processors_unless_told_otherwise(
     typed: tuple[str, ...], expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gguf_engine.backend.processors.usable_processors", lambda: 8)
-    model = FakeModel()
-    n_engines = "4" if typed else "1"
-    code, out, _ = run_cli(*ARGS, "--engines", n_engines, *typed, stdin=jsonl(*PROMPTS), model=model)
+    loaded: list[LLM] = []
+
+    class Counted(FakeModel):
+        def load(self, model: str, **options: Any) -> LLM:
+            loaded.append(super().load(model, **options))
+            return loaded[-1]
+
+    model = Counted()
+    code, out, _ = run_cli(*ARGS, *typed, stdin=jsonl(*PROMPTS), model=model)
     assert (code, len(out.splitlines())) == (0, 4)
     assert (model.asked["n_threads"], model.asked["n_threads_batch"]) == expected
+    assert len(loaded) == (int(typed[1]) if typed else 1)
+    for llm in loaded:
+        with pytest.raises(EngineClosedError):
+            llm.stats()
+
+
+def test_an_engine_that_cannot_be_loaded_closes_the_others() -> None:
+    loaded: list[LLM] = []
+
+    class Second(FakeModel):
+        def load(self, model: str, **options: Any) -> LLM:
+            if loaded:
+                raise ModelNotFoundError(model, "it is gone", "look for it")
+            loaded.append(super().load(model, **options))
+            return loaded[-1]
+
+    code, out, err = run_cli(*ARGS, "--engines", "2", stdin=jsonl(*PROMPTS), model=Second())
+    assert (code, out) == (3, "")
+    assert "it is gone" in err
+    with pytest.raises(EngineClosedError):
+        loaded[0].stats()
 
 
 def test_a_finished_output_is_left_and_the_model_not_loaded(tmp_path: Path) -> None:

@@ -152,6 +152,32 @@ def test_decode_is_measured_after_the_prompt() -> None:
     assert sum(depth >= 512 for depth in depths) > 0.8 * len(depths)
 
 
+def test_a_recurrent_model_computes_its_prompt_again_and_none_outgrows_the_context() -> None:
+    class Recurrent(MadeUp):
+        def load(self, params: EngineParams) -> Model:
+            model = super().load(params)
+            model._can_truncate = False
+            held, forward, truncate = [0], model.forward, model.truncate
+
+            def watch(batch: Batch) -> Rows:
+                assert batch.positions[0] == held[0], "not where the slot ends"
+                held[0] += len(batch)
+                assert held[0] <= model.n_ctx
+                return forward(batch)
+
+            def cut(slot: int, length: int) -> bool:
+                if length not in (0, held[0]):
+                    return False
+                held[0] = length
+                return truncate(slot, 0) or True
+
+            model.forward, model.truncate = watch, cut  # type: ignore[method-assign]
+            return model
+
+    slow = Recurrent(lambda _, n_threads, n_tokens: 0.002 * n_tokens / n_threads)
+    assert slow.tune(4, EngineParams(n_ctx=600)).choice["n_threads"] == 4
+
+
 def test_prompts_that_are_faster_in_parts_have_a_smaller_n_ubatch() -> None:
     def cached(params: EngineParams, n_threads: int, n_tokens: int) -> float:
         return even(params, n_threads, n_tokens) * (1.5 if n_tokens > 128 else 1.0)

@@ -108,6 +108,9 @@ def test_a_choice_that_does_not_fit_the_other_options_is_left_out() -> None:
     params, used = apply(CHOICE, EngineParams(n_batch=64, kv_cache_type="q8_0"))
     assert (params.n_ubatch, params.flash_attention) == (None, "auto")
     assert set(used) == {"n_threads", "n_threads_batch", "repack"}
+    # Scores for each of so many cells would be gigabytes.
+    params, used = apply({"flash_attention": "off"}, EngineParams(n_ctx=2**17))
+    assert (params.flash_attention, used) == ("auto", {})
 
 
 def test_threads_that_adapt_begin_with_the_tuned_number() -> None:
