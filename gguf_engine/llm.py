@@ -354,10 +354,10 @@ class LLM(Prompts):
 
     def stats(self, timeout_s: float = 5.0) -> EngineStats:
         """
-        Return what the engine is doing now, asked of the engine itself.
+        Return what the engine is doing now; in a long pass, what it did when that began.
 
         Raises:
-            EngineSilentError: No answer within `timeout_s`.
+            EngineSilentError: No answer within `timeout_s`: it is loading, or hangs.
             EngineCrashed: Its process died too often to be started again.
             EngineClosedError: After `close`.
         """

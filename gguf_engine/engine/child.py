@@ -125,7 +125,7 @@ class _Server:
         return report
 
     def handle(self, frame: bytes) -> None:
-        """Do what one frame says: ("submit" or "command", id, pickled), ("cancel" or "stats", id)."""
+        """Do what one frame says: ("submit" or "command", id, pickled), ("cancel", "stats"..., id)."""
         assert self._worker is not None
         kind, number, *rest = pickle.loads(frame)  # noqa: S301 - our parent's
         if kind == "submit":
@@ -138,6 +138,9 @@ class _Server:
             threading.Thread(target=self._command, args=args, daemon=True).start()
         elif kind == "stats":
             self._worker.post(lambda engine: self.tell(["stats", number, engine.stats()]))
+        elif kind == "stats_in_pass":
+            if (stats := self._worker.stats_in_pass()) is not None:
+                self.tell(["stats", number, stats])
         elif number in self._running:
             self._worker.cancel(self._running[number])
         elif (cancel := self._embedded.get(number)) is not None:

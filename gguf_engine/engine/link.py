@@ -196,9 +196,15 @@ class Child:
         if ticket.number in self.tickets:
             self._write(pickle.dumps(("cancel", ticket.number)))
 
-    def ask_stats(self, number: int) -> None:
-        """Ask what the engine is doing; the answer goes to `Listener.on_stats`."""
-        self._write(pickle.dumps(("stats", number)))
+    def ask_stats(self, number: int, *, in_pass: bool = False) -> None:
+        """
+        Ask what the engine is doing; the answer goes to `Listener.on_stats`.
+
+        Args:
+            number: Of the question.
+            in_pass: Ask for `EngineWorker.stats_in_pass`; there may be no answer.
+        """
+        self._write(pickle.dumps(("stats_in_pass" if in_pass else "stats", number)))
 
     def _read(self) -> None:
         try:

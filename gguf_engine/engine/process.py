@@ -8,6 +8,7 @@ starts it again after a crash when the next request comes. One more reads what t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -25,7 +26,7 @@ from gguf_engine.engine.engine import EngineFacts, EngineStats
 from gguf_engine.engine.link import Child, Command, EmbeddingTicket, Ticket
 from gguf_engine.engine.request import Request
 from gguf_engine.engine.sequence import Deliver
-from gguf_engine.engine.worker import receive, refuse_fork
+from gguf_engine.engine.worker import PATIENCE_S, receive, refuse_fork
 from gguf_engine.errors import (
     EngineClosedError,
     EngineCrashed,
@@ -164,7 +165,7 @@ class ProcessWorker:
 
     def stats(self, timeout_s: float) -> EngineStats:
         """
-        Return what the engine is doing now; after a crash this starts it again.
+        Return what the engine is doing now, see EngineWorker; after a crash this starts it again.
 
         One that never answers is ended after STALL_S, so that the next request starts another.
 
@@ -179,9 +180,8 @@ class ProcessWorker:
         answer: queue.SimpleQueue[EngineStats | BaseException] = queue.SimpleQueue()
         number = next(self._numbers)
         self._asked[number] = answer
-        self._inbox.put(lambda: self._ask(number))
         try:
-            stats = answer.get(timeout=timeout_s)
+            stats = self._await_stats(number, answer, timeout_s)
         except queue.Empty:
             self._note_silence()
             raise EngineSilentError(timeout_s) from None
@@ -190,6 +190,17 @@ class ProcessWorker:
         if isinstance(stats, BaseException):
             raise stats
         return stats._replace(n_crashes=self._n_crashed)
+
+    def _await_stats(
+        self, number: int, answer: queue.SimpleQueue[EngineStats | BaseException], timeout_s: float
+    ) -> EngineStats | BaseException:
+        """Ask the engine's thread, then the one that reads the pipe. Raises queue.Empty."""
+        patience_s = min(PATIENCE_S, timeout_s / 2)
+        self._inbox.put(lambda: self._ask(number))
+        with contextlib.suppress(queue.Empty):
+            return answer.get(timeout=patience_s)
+        self._inbox.put(lambda: self._ask(number, in_pass=True))
+        return answer.get(timeout=timeout_s - patience_s)
 
     def _note_silence(self) -> None:
         child, now = self._child, time.monotonic()
@@ -200,11 +211,11 @@ class ProcessWorker:
         elif now - self._silent_since[1] > STALL_S:
             child.kill()
 
-    def _ask(self, number: int) -> None:
+    def _ask(self, number: int, *, in_pass: bool = False) -> None:
         if self._given_up is not None and (answer := self._asked.get(number)) is not None:
             answer.put(copy.copy(self._given_up))
         elif self._child is not None and self._child.is_ready:
-            self._child.ask_stats(number)
+            self._child.ask_stats(number, in_pass=in_pass)
         else:
             self._is_wanted = True
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceABC
@@ -42,6 +43,11 @@ _Message = Callable[[Engine], None]
 # llama.cpp sees that a load is to end between two tensors, and not while it makes the context, which takes
 # seconds for a large one. Whoever pressed Ctrl-C does not wait for that.
 ABORT_LOAD_S = 0.2
+
+# A question is answered between two passes. Where that takes longer, for a prompt's pass may take seconds,
+# what held when it began is answer enough; but not once it takes so long that it may never end.
+PATIENCE_S = 0.25
+LONG_PASS_S = 120.0
 
 # A signal that comes a moment before a wait begins does not end the wait: cut up, it cannot be overlooked.
 PULSE_S = 0.1
@@ -131,6 +137,8 @@ class EngineWorker:
         self._abort, self._flush = abort_making, flush
         self._abort_prompt: Callable[[Sequence], None] = lambda _: None
         self._abort_embedding: Callable[[EmbeddingJob], None] = lambda _: None
+        self._read_stats: Callable[[], EngineStats] | None = None  # once the engine is there
+        self._step_began_at = 0.0  # on the clock of time.monotonic; 0 between two steps
         self._ready: queue.SimpleQueue[EngineFacts | BaseException] = queue.SimpleQueue()
         thread = threading.Thread(target=self._run, name="gguf-engine", daemon=True)
         self._thread: threading.Thread | None = thread
@@ -199,13 +207,27 @@ class EngineWorker:
 
     def stats(self, timeout_s: float) -> EngineStats:
         """
-        Return what the engine is doing now, from its own thread.
+        Return what the engine is doing now; in a long pass, what it did when that began.
 
         Raises:
-            EngineSilentError: No answer within `timeout_s`.
+            EngineSilentError: No answer within `timeout_s`, and the pass under way takes suspiciously long.
             EngineClosedError: After `close`, or in a forked child.
         """
-        return self.call(Engine.stats, timeout_s)
+        with contextlib.suppress(EngineSilentError):
+            return self.call(Engine.stats, min(PATIENCE_S, timeout_s))
+        if (stats := self.stats_in_pass()) is not None:
+            return stats
+        try:
+            return self.call(Engine.stats, max(0.0, timeout_s - PATIENCE_S))
+        except EngineSilentError:
+            raise EngineSilentError(timeout_s) from None
+
+    def stats_in_pass(self) -> EngineStats | None:
+        """Return what the engine does in the pass under way; None without one, or if it takes too long."""
+        began_at, read = self._step_began_at, self._read_stats
+        if not began_at or read is None or time.monotonic() - began_at > LONG_PASS_S:
+            return None
+        return read()  # counts alone, which the engine's thread does not change within a pass
 
     def save_prefix(self, token_ids: array[int], origin: StateOrigin, path: str, front: bytes) -> int:
         """
@@ -333,6 +355,7 @@ class EngineWorker:
             self._abort, self._abort_prompt = engine.abort, engine.abort_prompt
             self._abort_embedding = engine.embeddings.abort
             engine.flush = self._flush
+            self._read_stats = engine.stats
             facts = engine.facts(self._end_candidates)
         except BaseException as error:  # noqa: BLE001 - handed to wait_until_ready
             self._ready.put(error)
@@ -372,8 +395,10 @@ class EngineWorker:
                 if not self._handle(engine):
                     return
                 self._flush()
+            self._step_began_at = time.monotonic()
             try:
                 engine.step()
             except Exception as error:  # noqa: BLE001 - our bug: it ends the requests, not the thread
                 engine.fail_all(error)
+            self._step_began_at = 0.0
             self._flush()

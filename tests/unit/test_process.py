@@ -168,6 +168,16 @@ def test_the_stats_are_the_engines_own(isolate: Isolate) -> None:
         stream.close()
 
 
+def test_an_engine_in_a_long_pass_says_what_it_began(isolate: Isolate) -> None:
+    llm = isolate(forward_s=3600.0)
+    stream = llm.stream("The ice", **SAME)  # type: ignore[arg-type]
+    for _ in range(100):
+        if (stats := llm.stats(timeout_s=20)).n_running:
+            break
+    assert (stats.n_running, stats.pid) == (1, pid_of(llm))
+    stream.close()
+
+
 def test_asking_for_stats_starts_a_dead_engine(isolate: Isolate) -> None:
     llm = isolate()
     pid = pid_of(llm)

@@ -27,7 +27,17 @@ def test_health_is_the_engines_own_word(served: Served) -> None:
     assert (response.status_code, response.json()) == (200, {"status": "ok", "model": "fake"})
 
 
-def test_health_says_503_when_the_engine_is_busy_for_too_long_or_gone() -> None:
+def test_a_long_pass_is_a_sign_of_life() -> None:
+    with serve(settings=limits(beat_s=5.0), forward_s=3.0) as running, running.send(chat_body()):
+        wait_for(lambda: bool(running.app.state.desk._answers))
+        assert running.client.get("/health").status_code == 200
+        assert "gguf_engine_requests_running 1.0" in running.client.get("/metrics").text
+
+
+def test_health_says_503_when_the_engine_is_busy_for_too_long_or_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gguf_engine.engine.worker.LONG_PASS_S", 0.0)
     with serve(settings=limits(beat_s=0.1), forward_s=3.0) as running:
         with running.send(chat_body()):
             wait_for(lambda: bool(running.app.state.desk._answers))

@@ -207,7 +207,9 @@ def test_stats_count_what_runs_and_waits() -> None:
     worker.close()
 
 
-def test_an_engine_in_a_long_pass_is_silent() -> None:
+def test_an_engine_in_a_long_pass_says_what_it_began_and_in_an_endless_one_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     started = threading.Event()
 
     class Slow(FakeBackend):
@@ -219,9 +221,14 @@ def test_an_engine_in_a_long_pass_is_silent() -> None:
     worker.wait_until_ready()
     submit(worker)
     assert started.wait(20)
-    with pytest.raises(EngineSilentError):
+    stats = worker.stats(20)
+    assert (stats.n_running, stats.n_waiting, stats.pid) == (1, 0, os.getpid())
+    monkeypatch.setattr("gguf_engine.engine.worker.LONG_PASS_S", 0.0)
+    with pytest.raises(EngineSilentError, match=r"within 0\.05 s"):
         worker.stats(0.05)
     worker.close()
+    with pytest.raises(EngineClosedError):
+        worker.stats(1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
