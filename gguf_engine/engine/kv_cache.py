@@ -15,6 +15,8 @@ from gguf_engine.engine.prefix_tree import BLOCK, PrefixTree
 
 # What is evicted at once: each eviction costs llama.cpp a walk over all cells.
 EVICT_CELLS = 256
+# Idle cells that hardly cost a request anything: llama.cpp attends to cells by 256.
+FREE_CELLS = 128
 
 
 class KVCache:
@@ -29,8 +31,8 @@ class KVCache:
         max_idle_cells: Most cells that idle slots alone may use, but for the one used last; None for as
             many as there are. Those unused for longest are freed, from the end: beginnings are what
             requests share.
-        max_idle_passes: Passes after which an idle slot that nobody has used makes way for the next
-            request; None for never.
+        max_idle_passes: Passes after which an idle slot that nobody has used makes way for a request that
+            is small beside it; None for never.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class KVCache:
         n_shared, source = self.find(token_ids)
         # Now, for llama.cpp attends to all cells up to the last one in use: freed earlier, under a request
         # that runs, they would gain nothing.
-        self._let_go(keep=source)
+        self._let_go(len(token_ids), keep=source)
         if source in self._idle and self._is_spare(source, n_shared):
             if self.truncate(source, n_shared):
                 del self._idle[source]
@@ -226,11 +228,16 @@ class KVCache:
         """Note that a pass was computed."""
         self._n_passes += 1
 
-    def _let_go(self, keep: int | None) -> None:
-        """Empty the idle slots that nobody has used for too long, but `keep`."""
-        if self._max_idle_passes is not None:
-            oldest = self._n_passes - self._max_idle_passes
-            for slot in [slot for slot, used_at in self._idle.items() if used_at < oldest and slot != keep]:
+    def _let_go(self, n_ids: int, keep: int | None) -> None:
+        """Empty old idle slots, but `keep`, until the others hold little beside a request of `n_ids`."""
+        if self._max_idle_passes is None:
+            return
+        n_allowed = max(FREE_CELLS, 2 * n_ids)
+        oldest = self._n_passes - self._max_idle_passes
+        for slot, used_at in list(self._idle.items()):
+            if used_at >= oldest or self.n_idle_cells <= n_allowed:
+                return
+            if slot != keep:
                 self._clear(slot)
 
     def drop(self, slot: int) -> None:

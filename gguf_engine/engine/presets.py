@@ -18,9 +18,10 @@ MIN_CHUNK = 16
 TILE = 64
 FIRST_CHUNK = TILE  # before anything was measured
 _N_SAMPLES = 5
-# Without flash attention every cell up to the last one in use costs every pass, some 45 us of Phi-3-mini's
-# where computing it again costs 16 ms: after so many passes keeping it has cost as much.
-IDLE_PASSES = 350
+# Without flash attention every cell up to the last one in use costs every pass a quarter of what a cell of
+# the request's own costs with it: three times as many idle ones as its own eat the gain up, and a short
+# request pays for long ones that may never be asked for again. Passes of one answer do not count as long.
+IDLE_PASSES = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,20 +99,25 @@ def test_by_default_the_load_decides_by_shape_and_build(wide_heads: Path, tiny_m
 
 
 @pytest.mark.parametrize(
-    ("flash_attention", "n_passes", "kept"),
-    [("on", 2 * IDLE_PASSES, True), ("off", IDLE_PASSES, True), ("off", IDLE_PASSES + 1, False)],
+    ("flash_attention", "n_passes", "n_next", "kept"),
+    [
+        ("on", 2 * IDLE_PASSES, 1, True),
+        ("off", IDLE_PASSES, 1, True),
+        ("off", IDLE_PASSES + 1, 1, False),
+        ("off", IDLE_PASSES + 1, 300, True),  # it is not small beside them
+    ],
 )
-def test_where_idle_cells_cost_they_make_way_once_that_is_cheaper(
-    flash_attention: Any, n_passes: int, kept: bool
+def test_where_idle_cells_cost_the_old_ones_make_way_for_small_requests(
+    flash_attention: Any, n_passes: int, n_next: int, kept: bool
 ) -> None:
-    backend = FakeBackend(n_slots=8, n_ctx=3 * IDLE_PASSES)
+    backend = FakeBackend(n_slots=8, n_ctx=1024)
     backend.placement = read_placement([], "cpu", "", 1, n_threads=(1, 1), flash_attention=flash_attention)
     engine = Engine(backend)
-    prompt = list(range(1, 60))
+    prompt = [1 + n % 50 for n in range(300)]
     run(engine, Request(engine, prompt, max_tokens=1))
     run(engine, Request(engine, [70], max_tokens=n_passes))
     n_used = engine.stats().n_cells_used
-    run(engine, Request(engine, [80], max_tokens=1))  # the next request: what is too old makes way for it
+    run(engine, Request(engine, [80] * n_next, max_tokens=1))
     assert (engine.stats().n_cells_used > n_used) is kept
     again = Request(engine, prompt, max_tokens=1)
     run(engine, again)
