@@ -172,6 +172,17 @@ class Engines:
         self.peer.close()
 
 
+def take_turns(methods: dict[str, Callable[[], float]], n_rounds: int) -> dict[str, list[float]]:
+    """Call all in turn, `n_rounds` times and once before that to warm up; return what each gave."""
+    figures: dict[str, list[float]] = {name: [] for name in methods}
+    for round_ in range(n_rounds + 1):
+        for name, method in methods.items():
+            figure = method()
+            if round_:
+                figures[name].append(figure)
+    return figures
+
+
 def compare(path: Path, n_threads: int, n_tokens: int, n_prefill: int, n_rounds: int) -> dict[str, Any]:
     """Return tokens/s of each engine in decode and prefill, GB/s, and the ratios."""
     engines, memory = Engines(path, n_threads, n_prefill), Memory(n_threads)
@@ -186,12 +197,7 @@ def compare(path: Path, n_threads: int, n_tokens: int, n_prefill: int, n_rounds:
         "memory_read_gb_per_s": memory.read,
         "memory_copy_gb_per_s": memory.copy,
     }
-    figures: dict[str, list[float]] = {name: [] for name in methods}
-    for round_ in range(n_rounds + 1):
-        for name, method in methods.items():
-            figure = method()
-            if round_:  # the first round warms up
-                figures[name].append(figure)
+    figures = take_turns(methods, n_rounds)
     engines.close()
     results: dict[str, Any] = {name: quartiles(values) for name, values in figures.items()}
     middle = {name: row["median"] for name, row in results.items()}
@@ -208,17 +214,12 @@ def compare(path: Path, n_threads: int, n_tokens: int, n_prefill: int, n_rounds:
 def at_depth(path: Path, n_threads: int, n_tokens: int, depth: int, n_rounds: int) -> dict[str, Any]:
     """Return tokens/s of each engine's decode after a long prompt."""
     engines = Engines(path, n_threads, 1, depth)
-    methods = {
-        "gguf_engine": engines.llm_decode,
-        "bare": engines.bare_decode,
-        "llama_cpp.Llama": engines.peer_decode,
+    methods: dict[str, Callable[[], float]] = {
+        "gguf_engine": lambda: engines.llm_decode(n_tokens),
+        "bare": lambda: engines.bare_decode(n_tokens),
+        "llama_cpp.Llama": lambda: engines.peer_decode(n_tokens),
     }
-    figures: dict[str, list[float]] = {name: [] for name in methods}
-    for round_ in range(n_rounds + 1):
-        for name, method in methods.items():
-            figure = method(n_tokens)
-            if round_:  # the first round computes the prompt
-                figures[name].append(figure)
+    figures = take_turns(methods, n_rounds)  # the prompt is computed in the first one
     engines.close()
     return {"depth": depth, **{name: quartiles(values) for name, values in figures.items()}}
 

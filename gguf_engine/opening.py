@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gguf_engine.params import PresetName
 
 Stage = Literal["download", "check", "load"]
+Settle = Callable[[EngineParams, Mapping[str, Any]], EngineParams]
 Progress = Callable[[Stage, str, int, int | None], None]
 """Called with a stage, what is worked on, the bytes done and the bytes in all (None: not known)."""
 
@@ -74,9 +75,8 @@ def open_model(
     progress: Progress | None,
 ) -> Opened:
     """Find, fetch and check a model; arguments and errors are those of `LLM.load`."""
-    from gguf_engine.backend.attention import settle_attention
     from gguf_engine.backend.devices import choose_for
-    from gguf_engine.backend.llama import LlamaBackend, library_versions, list_devices
+    from gguf_engine.backend.llama import LlamaBackend, list_devices
     from gguf_engine.engine.identity import prefix_cache_for, state_origin
     from gguf_engine.loader.catalog import part_names
     from gguf_engine.loader.preflight import has_full_rules
@@ -106,9 +106,7 @@ def open_model(
         _check_adapters(params, gguf)
     parts = [files.weights.with_name(name) for name in part_names(files.weights.name)]
     params, tuned = tuned_options(parts, params, choice.name, blobs=files.commit is not None)
-    settle = partial(
-        settle_attention, system_info=library_versions()["system_info"], device_kind=choice.device.kind
-    )
+    settle = _settling(choice.device.kind)
     draft, draft_gguf = _open_draft(params, gguf, fetch, settle, preflight=preflight, progress=progress)
     params = settle(params, gguf.metadata)
     return Opened(
@@ -127,11 +125,19 @@ def open_model(
     )
 
 
+def _settling(device_kind: str) -> Settle:
+    """Return what decides the attention of a model on such a device, from its options and metadata."""
+    from gguf_engine.backend.attention import settle_attention
+    from gguf_engine.backend.llama import library_versions
+
+    return partial(settle_attention, system_info=library_versions()["system_info"], device_kind=device_kind)
+
+
 def _open_draft(
     params: EngineParams,
     target: GGUFFile,
     fetch: Callable[[str], ModelFiles],
-    settle: Callable[[EngineParams, Mapping[str, Any]], EngineParams],
+    settle: Settle,
     *,
     preflight: bool,
     progress: Progress | None,
